@@ -1,0 +1,1 @@
+"""One server around a Llama model; every backend a plug-in."""

@@ -1,0 +1,1 @@
+"""The contracts: one file per API, wire types and the protocol a provider implements."""

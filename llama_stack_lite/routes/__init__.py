@@ -1,0 +1,1 @@
+"""HTTP in, HTTP out: each handler resolves a name, calls one function, returns."""

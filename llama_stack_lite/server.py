@@ -1,0 +1,138 @@
+"""The ASGI application: lifespan, routes, keys and limits, one error handler."""
+
+import hmac
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPBearer
+from pydantic import BaseModel, SecretStr
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from .config import StackConfig
+from .errors import InvalidRequest, StackError, Unauthorized
+from .routes import inference, system
+from .stack import Stack
+
+log = logging.getLogger(__name__)
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """OpenAI's error shape, the same for every failure."""
+
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 405, 413, 429, 500, 502, 503, 504)
+}
+
+
+def create_app(config: StackConfig) -> FastAPI:
+    """Build the application; providers are built when its lifespan starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.stack = await Stack.build(config)
+        yield
+        await app.state.stack.aclose()
+
+    app = FastAPI(
+        title="llama-stack-lite",
+        version=version("llama-stack-lite"),
+        lifespan=lifespan,
+        responses=ERRORS,
+        max_body_size=config.server.max_body_size,
+        # tells OpenAPI of the scheme; the check itself stands before the routes
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if config.server.api_keys else [],
+    )
+    for module in (inference, system):
+        app.include_router(module.router)
+    app.add_exception_handler(StackError, _answer)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+    if config.server.api_keys:
+        app.add_middleware(KeyCheck, keys=config.server.api_keys)
+    if config.server.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=config.server.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    return app
+
+
+class KeyCheck:
+    """Wants a key for everything but `/v1/health`, the docs too, before a byte of the body is read."""
+
+    def __init__(self, app: ASGIApp, keys: list[SecretStr]) -> None:
+        self.app = app
+        self.keys = [key.get_secret_value().encode() for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] == "/v1/health" or self._known(Headers(scope=scope)):
+            await self.app(scope, receive, send)
+        else:
+            error = Unauthorized("a valid API key is needed: `Authorization: Bearer ...`")
+            await _reply(error)(scope, receive, send)
+
+    def _known(self, headers: Headers) -> bool:
+        scheme, _, sent = headers.get("authorization", "").partition(" ")
+        # every key is compared, in constant time, so that time tells nothing
+        matches = [hmac.compare_digest(sent.strip().encode(), key) for key in self.keys]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _reply(error: StackError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StackError)
+    return _reply(error)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    """Turn a validation error into OpenAI's 400, which names the first field at fault."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _reply(InvalidRequest(f"the body is no JSON: {first['ctx']['error']}"))
+    place = _dotted(first["loc"][1:])
+    message = first["msg"].removeprefix("Value error, ")
+    return _reply(InvalidRequest(f"{place}: {message}" if place else message, param=place))
+
+
+def _dotted(place: tuple[str | int, ...]) -> str | None:
+    """Write `("messages", 0, "role")` as `messages[0].role`."""
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+    return text.lstrip(".") or None
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    """What the framework itself refuses: no such path, wrong method, a body too large."""
+    assert isinstance(error, HTTPException)
+    if responder := request.scope.get("starlette._body_limit_responder"):
+        # or Starlette would put its own plain text in the place of this answer to a body too large
+        responder.content_length = None
+    detail = {"message": str(error.detail), "type": "invalid_request_error", "param": None, "code": None}
+    return JSONResponse({"error": detail}, status_code=error.status_code, headers=error.headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    log.error("a request broke", exc_info=error)
+    return _reply(StackError("internal error; the server's log has it"))

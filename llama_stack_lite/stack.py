@@ -1,0 +1,127 @@
+"""The stack: every configured provider, built once, and every model found by name in memory."""
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, Generic, Self, TypeVar
+
+from starlette.requests import HTTPConnection
+
+from .api.inference import Inference
+from .api.models import ModelCard
+from .config import ProviderEntry, StackConfig
+from .config import config_of as config_of
+from .errors import ConfigError, InvalidRequest, NotFound, StackError
+from .plugins import find as find
+from .plugins import plugins as plugins
+
+P = TypeVar("P")
+
+CALLS = {"chat": "chat", "embedding": "embed"}
+
+
+class Registry(dict[str, P], Generic[P]):
+    """Providers of one API by the name the distribution gave them."""
+
+    def __missing__(self, name: str) -> P:
+        raise NotFound("provider", name, self)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as the stack serves it: `id` is `provider/name`, `name` what its provider calls it."""
+
+    id: str
+    name: str
+    provider_name: str
+    provider: Inference
+    card: ModelCard
+
+
+@dataclass
+class Stack:
+    """A provider may depend on the APIs above its own; field order is the whole dependency graph."""
+
+    config: StackConfig
+    inference: Registry[Inference] = field(default_factory=Registry)
+    models: dict[str, Model] = field(default_factory=dict)
+
+    @classmethod
+    async def build(cls, config: StackConfig) -> Self:
+        """Build every provider that the distribution names; on an error, close those already built."""
+        stack = cls(config)
+        try:
+            for api, entries in config.providers().items():
+                for name, entry in entries.items():
+                    getattr(stack, api)[name] = stack._create(api, entry)
+            for name, provider in stack.inference.items():
+                for card in await provider.models():
+                    stack.models[f"{name}/{card.id}"] = Model(
+                        f"{name}/{card.id}", card.id, name, provider, card
+                    )
+            stack._check_defaults()
+        except BaseException:
+            await stack.aclose()
+            raise
+        return stack
+
+    @classmethod
+    def of(cls, connection: HTTPConnection) -> "Stack":
+        """The stack of the application that a request came to: a FastAPI dependency."""
+        found: Stack = connection.app.state.stack
+        return found
+
+    def _create(self, api: str, entry: ProviderEntry) -> Any:
+        cls = find(api, entry.provider)
+        wants_stack = "stack" in inspect.signature(cls).parameters
+        return cls(cls.Config(**entry.settings), **({"stack": self} if wants_stack else {}))
+
+    def _check_defaults(self) -> None:
+        for key, kind in (("model", "chat"), ("embedding_model", "embedding")):
+            if name := getattr(self.config.defaults, key):
+                try:
+                    self.model(name, kind)
+                except StackError as error:
+                    raise ConfigError(f"defaults.{key}: {error}") from error
+
+    def named(self, name: str) -> Model:
+        """Resolve `provider/model`, or a bare `model` while it is unique.
+
+        Raises `NotFound` naming close ones, `InvalidRequest` where the name is ambiguous.
+        """
+        found = self.models.get(name) or self._bare(name) or self._unlisted(name)
+        if found is None:
+            raise NotFound("model", name, self.models, param="model", code="model_not_found")
+        return found
+
+    def model(self, name: str, kind: str) -> Model:
+        """Resolve a name to a model of that kind; raises `InvalidRequest` where it is of another."""
+        found = self.named(name)
+        if found.card.kind != kind or not hasattr(found.provider, CALLS[kind]):
+            able = [m.id for m in self.models.values() if m.card.kind == kind]
+            raise InvalidRequest(
+                f"`{found.id}` is no {kind} model; {', '.join(able) or 'none here'} would be", param="model"
+            )
+        return found
+
+    def _bare(self, name: str) -> Model | None:
+        found = [model for model in self.models.values() if model.name == name]
+        if len(found) > 1:
+            ids = " or ".join(model.id for model in found)
+            raise InvalidRequest(f"`{name}` is served by several providers: say {ids}", param="model")
+        return found[0] if found else None
+
+    def _unlisted(self, name: str) -> Model | None:
+        """A remote server whose list could not be read may still know the model: let it answer."""
+        provider_name, _, rest = name.partition("/")
+        provider = self.inference.get(provider_name)
+        if provider is None or not rest or not getattr(provider, "unlisted", False):
+            return None
+        card = ModelCard.model_construct(id=rest, kind="chat")
+        return Model(name, rest, provider_name, provider, card)
+
+    async def aclose(self) -> None:
+        """Close every provider that has something to close, last built first."""
+        for api in reversed(self.config.providers()):
+            for provider in reversed(getattr(self, api).values()):
+                if hasattr(provider, "aclose"):
+                    await provider.aclose()

@@ -1,0 +1,1 @@
+"""Everything behind the contracts: one file per provider."""

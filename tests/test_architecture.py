@@ -1,0 +1,213 @@
+"""The shape of the code base, checked like any other behaviour."""
+
+import ast
+import asyncio
+import re
+import sys
+import threading
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import FrameType
+
+import httpx
+import pytest
+
+from llama_stack_lite.config import StackConfig
+from llama_stack_lite.server import create_app
+
+ROOT = Path(__file__).parent.parent
+SOURCES = [
+    path for folder in ("llama_stack_lite", "providers") for path in sorted((ROOT / folder).rglob("*.py"))
+]
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, relative ones made absolute."""
+    package = path.relative_to(ROOT).parent.parts
+    names: set[str] = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").count("\n") <= 400
+    for node in ast.walk(tree(path)):
+        if isinstance(node, FUNCTIONS):
+            assert (node.end_lineno or 0) - node.lineno < 50, node.name
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(tree(path))
+
+
+def test_the_core_never_imports_a_provider() -> None:
+    for path in (ROOT / "llama_stack_lite").rglob("*.py"):
+        assert not any("providers" in name.split(".") for name in imports(path)), path
+
+
+def test_contracts_import_nothing_but_types() -> None:
+    allowed = {"pydantic", "typing_extensions", *sys.stdlib_module_names}
+    for path in (ROOT / "llama_stack_lite" / "api").rglob("*.py"):
+        for name in imports(path):
+            assert name.split(".")[0] in allowed or name.startswith("llama_stack_lite.api"), (path, name)
+
+
+def test_imports_make_no_cycle() -> None:
+    modules = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES}
+    modules = {path: name.removesuffix(".__init__") for path, name in modules.items()}
+    known = set(modules.values())
+    graph = {name: {n for n in imports(path) if n in known and n != name} for path, name in modules.items()}
+    # a package's own __init__ may gather its modules; only what they import of each other counts
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join([*trail[trail.index(name) :], name])
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_every_provider_file_has_its_entry_and_every_entry_its_file() -> None:
+    files = {
+        (path.parent.name, path.stem.replace("_", "-"))
+        for path in [*(ROOT / "providers").glob("*/*.py"), *(ROOT / "providers").glob("*/*/")]
+        if path.stem not in ("__init__", "__pycache__")
+    }
+    entries = {
+        (group.removeprefix("llama_stack_lite."), point.name)
+        for group in entry_points().groups
+        if group.startswith("llama_stack_lite.")
+        for point in entry_points(group=group)
+        if point.module.startswith("llama_stack_lite.providers")
+    }
+    assert files == entries
+
+
+def test_every_package_is_shipped() -> None:
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    moved = {folder: package for package, folder in setup["package-dir"].items()}
+    folders = ("llama_stack_lite", "providers", "distributions", "templates", "tests/conformance")
+    found = set()
+    for folder in folders:
+        for init in (ROOT / folder).rglob("__init__.py"):
+            inside = init.parent.relative_to(ROOT / folder).parts
+            found.add(".".join([moved.get(folder, folder), *inside]))
+    assert set(setup["packages"]) == found
+
+
+def test_only_the_door_asks_a_model_to_write() -> None:
+    """No module of the core but `enforcement` calls `chat` or `complete` on anything but the door itself."""
+    for path in (ROOT / "llama_stack_lite").rglob("*.py"):
+        if path.name == "enforcement.py":
+            continue
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Attribute) and node.attr in ("chat", "complete"):
+                assert isinstance(node.value, ast.Name) and node.value.id == "enforcement", (
+                    path,
+                    node.lineno,
+                )
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+                assert not any(
+                    isinstance(argument, ast.Constant) and argument.value in ("chat", "complete")
+                    for argument in node.args
+                ), (path, node.lineno)
+
+
+def test_the_door_does_ask() -> None:
+    asked = {
+        node.attr
+        for node in ast.walk(tree(ROOT / "llama_stack_lite" / "enforcement.py"))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "model.provider"
+    }
+    assert asked == {"chat", "complete"}
+
+
+@contextmanager
+def crossed() -> Iterator[set[str]]:
+    """The project's files whose functions run meanwhile, in any thread; a provider's folder counts as one.
+
+    `api/` does not count: contracts are types, and types that check themselves are no hop.
+    """
+    found: set[str] = set()
+
+    def tracer(frame: FrameType, event: str, argument: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT) and frame.f_code.co_name != "<module>":
+            parts = path.relative_to(ROOT).parts
+            if parts[0] == "providers":
+                found.add("/".join(parts[:3]).removesuffix(".py"))
+            elif parts[0] == "llama_stack_lite" and parts[1] != "api":
+                found.add("/".join(parts))
+
+    sys.setprofile(tracer)
+    threading.setprofile(tracer)
+    try:
+        yield found
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+async def ask(path: str, body: dict[str, object], config: StackConfig) -> set[str]:
+    app = create_app(config)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as http,
+    ):
+        await http.post(path, json=body)  # the first request builds what later ones reuse
+        with crossed() as found:
+            reply = await http.post(path, json=body)
+        assert reply.status_code == 200, reply.text
+    return found
+
+
+SCRIPTED = StackConfig.model_validate(
+    {"inference": {"test": {"provider": "scripted", "replies": ["one two", "one two"]}}}
+)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chat_crosses_five_files(stream: bool) -> None:
+    body: dict[str, object] = {
+        "model": "test/scripted",
+        "messages": [{"role": "user", "content": "?"}],
+        "stream": stream,
+    }
+    assert asyncio.run(ask("/v1/chat/completions", body, SCRIPTED)) == {
+        "llama_stack_lite/routes/inference.py",
+        "llama_stack_lite/stack.py",
+        "llama_stack_lite/enforcement.py",
+        "llama_stack_lite/answer.py",
+        "providers/inference/scripted",
+    }
+
+
+def test_every_file_that_the_architecture_page_names_exists() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(
+        r"`((?:llama_stack_lite|providers|distributions|templates|tests|docs|benchmarks)/[\w./-]*)`", page
+    )
+    assert len(named) > 10
+    for name in named:
+        assert (ROOT / name).exists(), name
