@@ -1,0 +1,1 @@
+"""Distribution files shipped with the package."""
