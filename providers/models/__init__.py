@@ -1,0 +1,1 @@
+"""Where model files come from: one file per scheme."""
