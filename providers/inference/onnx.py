@@ -1,0 +1,161 @@
+"""Sentence embeddings in this process: ONNX models by onnxruntime, without torch."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from pydantic import Field
+from tokenizers import Tokenizer
+
+from llama_stack_lite.api.inference import Embeddings
+from llama_stack_lite.api.models import ModelCard
+from llama_stack_lite.errors import ConfigError, ContextOverflow, InvalidRequest, NotFound
+from llama_stack_lite.models import LocalModels, paths
+
+A = TypeVar("A")
+T = TypeVar("T")
+
+INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def default_threads() -> int:
+    """One core stays free for everything else."""
+    return max(1, (os.cpu_count() or 2) - 1)
+
+
+class Onnx:
+    """Embeddings of local models: `model.onnx` beside its `tokenizer.json`.
+
+    One thread computes, a batch at a time: a short query waits for one batch of a long request and not for
+    all of it, and a request that is given up stops with its batch.
+    """
+
+    class Config(LocalModels):
+        threads: int = Field(default_factory=default_threads, ge=1, description="CPU threads")
+        batch_size: int = Field(8, ge=1, description="texts computed together")
+
+    def __init__(self, config: Config) -> None:
+        self.batch_size = config.batch_size
+        self._encoders = {card.id: Encoder(card, threads=config.threads) for card in config.cards()}
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="onnx")
+
+    async def models(self) -> list[ModelCard]:
+        return [encoder.card for encoder in self._encoders.values()]
+
+    async def embed(
+        self, model: str, inputs: list[str] | list[list[int]], *, dimensions: int | None = None
+    ) -> Embeddings:
+        """Unit vectors; raises `ContextOverflow` for a text that is too long, and cuts none."""
+        if model not in self._encoders:
+            raise NotFound("model", model, self._encoders, param="model", code="model_not_found")
+        encoder = self._encoders[model]
+        texts = [text for text in inputs if isinstance(text, str)]
+        if len(texts) < len(inputs):
+            raise InvalidRequest(
+                f"`{model}` takes text, not token ids, which another tokenizer made "
+                "(in LangChain: check_embedding_ctx_length=False)",
+                param="input",
+            )
+        if dimensions not in (None, encoder.dimension):
+            raise InvalidRequest(f"`{model}` has {encoder.dimension} dimensions", param="dimensions")
+        rows = await self._work(encoder.tokens, texts)
+        vectors: list[list[float]] = [[]] * len(rows)
+        # texts of one length go together, so that little is computed for padding
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            found = await self._work(encoder.vectors, [rows[index] for index in batch])
+            for index, vector in zip(batch, found, strict=True):
+                vectors[index] = vector
+        return Embeddings(vectors=vectors, prompt_tokens=sum(map(len, rows)))
+
+    async def _work(self, call: Callable[[A], T], given: A) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call, given)
+
+    async def aclose(self) -> None:
+        await asyncio.to_thread(self._worker.shutdown, cancel_futures=True)
+
+
+class TextTooLong(ContextOverflow):
+    """One of the texts does not fit into the model's context."""
+
+    def __init__(self, *, limit: int, tokens: int, index: int) -> None:
+        message = (
+            f"text {index} has {tokens} tokens and the model reads at most {limit}: split it into chunks"
+        )
+        InvalidRequest.__init__(self, message, param=f"input[{index}]")
+
+
+class Encoder:
+    """One model: its tokenizer, its graph, and the pooling that its card asks for."""
+
+    def __init__(self, card: ModelCard, *, threads: int) -> None:
+        self.tokenizer, self.session = _load(card, threads)
+        names = {given.name for given in self.session.get_inputs()}
+        shape = self.session.get_outputs()[0].shape
+        if not names <= INPUTS or len(shape) not in (2, 3):
+            raise ConfigError(f"`{card.id}` is no text encoder: it wants {', '.join(sorted(names))}")
+        self.inputs = names
+        self.pooling = card.pooling or "mean"
+        self.limit = card.context_length
+        self.dimension = len(self.vectors(self.tokens(["probe"]))[0])
+        if card.embedding_dimension not in (None, self.dimension):
+            raise ConfigError(
+                f"the card of `{card.id}` says {card.embedding_dimension} dimensions; it has {self.dimension}"
+            )
+        self.card = card.model_copy(update={"kind": "embedding", "embedding_dimension": self.dimension})
+
+    def tokens(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included."""
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        for index, row in enumerate(rows):
+            if self.limit and len(row) > self.limit:
+                raise TextTooLong(limit=self.limit, tokens=len(row), index=index)
+        return rows
+
+    def vectors(self, rows: list[list[int]]) -> list[list[float]]:
+        """One unit vector for each row of token ids, in one pass of the model."""
+        ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : len(row)] = 1
+        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        hidden = self.session.run(None, {name: given[name] for name in self.inputs})[0]
+        pooled = self._pooled(hidden.astype(np.float32), mask[..., None].astype(np.float32))
+        found: list[list[float]] = (pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).tolist()
+        return found
+
+    def _pooled(self, hidden: NDArray[np.float32], mask: NDArray[np.float32]) -> NDArray[np.float32]:
+        """From (texts, tokens, dimension) to (texts, dimension); some graphs have done it themselves."""
+        if hidden.ndim == 2:
+            return hidden
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        mean: NDArray[np.float32] = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
+        return mean
+
+
+def _load(card: ModelCard, threads: int) -> tuple[Tokenizer, onnxruntime.InferenceSession]:
+    files = paths(card)
+    graphs = [path for name, path in files.items() if name.endswith(".onnx")]
+    if len(graphs) != 1 or "tokenizer.json" not in files:
+        raise ConfigError(
+            f"`{card.id}` needs one .onnx file and its tokenizer.json; it has {', '.join(files)}"
+        )
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
+        session = onnxruntime.InferenceSession(graphs[0], options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # both libraries raise plain exceptions, and only for files they cannot read
+        raise ConfigError(f"`{card.id}` cannot be loaded: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, session
