@@ -1,0 +1,1 @@
+"""Templates that `llama-lite ... new` copies."""
