@@ -1,0 +1,163 @@
+"""One model as it is served: its engine, its card, and its way of writing prompts and calls."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import TypeVar
+
+from llama_stack_lite.api.inference import Sampling as Request
+from llama_stack_lite.api.inference import TokenLogprob, TopLogprob
+from llama_stack_lite.api.models import ModelCard
+from llama_stack_lite.errors import ConfigError, ContextOverflow, InvalidRequest
+from llama_stack_lite.models import paths
+from llama_stack_lite.prompting.formats import detect
+from llama_stack_lite.prompting.template import ChatTemplate
+
+from .engine import BATCH, Engine, Job, Step
+from .loading import Loaded
+from .sampling import Sampling
+
+T = TypeVar("T")
+
+MOST_CHOICES = 16
+
+
+class Served:
+    """A loaded model and the facts that the GGUF adds to its card."""
+
+    def __init__(self, card: ModelCard, *, context: int, slots: int, queue: int, threads: int) -> None:
+        files = [path for name, path in paths(card).items() if name.endswith(".gguf")]
+        if not files:
+            raise ConfigError(f"`{card.id}` has no .gguf file, and llama-cpp reads no other")
+        loaded = Loaded(files[0], context=context, slots=slots, threads=threads, batch=BATCH)
+        self.engine = Engine(loaded, slots=slots, queue=queue)
+        self.vocab = loaded.vocab
+        self.context_length = loaded.context_length
+        source = loaded.chat_template()
+        self.template = ChatTemplate(
+            source, bos=self.vocab.bos_text, eos=self.vocab.eos_text, specials=self.vocab.specials
+        )
+        self.card = card.model_copy(
+            update={
+                "context_length": loaded.context_length,
+                "tool_calling": card.tool_calling or detect(source),
+                "family": card.family or loaded.meta("general.architecture"),
+            }
+        )
+
+    def job(self, prompt: list[int], request: Request, *, index: int, limit: int | None) -> Job:
+        """A job without grammar or log-probabilities yet; raises `ContextOverflow` where nothing fits."""
+        if len(prompt) >= self.context_length:
+            raise ContextOverflow(limit=self.context_length, prompt=len(prompt))
+        room = self.context_length - len(prompt)
+        return Job(
+            prompt=prompt,
+            max_tokens=room if limit is None else min(limit, room),
+            sampling=self._sampling(request, index),
+        )
+
+    def _sampling(self, request: Request, index: int) -> Sampling:
+        temperature = _first(request.temperature, self.card.temperature, 0.8)
+        seed = secrets.randbits(32) if request.seed is None else request.seed
+        return Sampling(
+            temperature=temperature,
+            top_p=_first(request.top_p, self.card.top_p, 1.0),
+            top_k=request.top_k or 0,
+            min_p=request.min_p or 0.0,
+            seed=(seed + index) & 0xFFFFFFFF,
+            repeat_penalty=request.repeat_penalty or 1.0,
+            frequency_penalty=request.frequency_penalty or 0.0,
+            presence_penalty=request.presence_penalty or 0.0,
+            logit_bias=self._bias(request.logit_bias or {}),
+        )
+
+    def _bias(self, given: dict[str, float]) -> dict[int, float]:
+        if wrong := [key for key in given if not key.isdecimal() or int(key) >= self.vocab.size]:
+            raise InvalidRequest(
+                f"`{wrong[0]}` is no token id of this model (0 to {self.vocab.size - 1})", param="logit_bias"
+            )
+        return {int(key): bias for key, bias in given.items()}
+
+    async def score(self, prompt: str, continuation: str) -> float:
+        """The log-probability of a continuation after a raw prompt, summed over its tokens."""
+        head = self.vocab.prompt([(prompt, True)])
+        tail = self.vocab.tokens_of(continuation, special=False)
+        job = Job(prompt=head + tail, max_tokens=0, score_prompt=True)
+        async with aclosing(self.engine.generate(job)) as steps:
+            scores = [step.logprob or 0.0 async for step in steps if step.prompt]
+        return sum(scores[len(head) :])
+
+    def logprob(self, step: Step) -> TokenLogprob:
+        """A step's token as OpenAI writes log-probabilities."""
+        assert step.token is not None and step.logprob is not None
+        top = [
+            TopLogprob(token=self._text(t), logprob=p, bytes=list(self.vocab.pieces[t])) for t, p in step.top
+        ]
+        return TokenLogprob(
+            token=self._text(step.token),
+            logprob=step.logprob,
+            bytes=list(self.vocab.pieces[step.token]),
+            top_logprobs=top,
+        )
+
+    def _text(self, token: int) -> str:
+        return self.vocab.pieces[token].decode("utf-8", "replace")
+
+
+def check_supported(request: Request) -> None:
+    """Refuse what would otherwise be ignored: unknown fields, and more choices than one request may take."""
+    if request.n > MOST_CHOICES:
+        raise InvalidRequest(f"n: this engine gives at most {MOST_CHOICES} choices", param="n")
+    for name in request.model_extra or {}:
+        if name not in HINTS:
+            raise InvalidRequest(f"{name}: llama-cpp does not know this field", param=name)
+
+
+# fields of OpenAI's API that change nothing here: accounting and caching hints
+HINTS = {
+    "best_of",
+    "metadata",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "verbosity",
+}
+
+
+async def merged(sources: list[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """Yield from several generators as their items come; closing this closes all of them."""
+    queue: asyncio.Queue[T | None | BaseException] = asyncio.Queue()
+
+    async def pump(source: AsyncGenerator[T, None]) -> None:
+        try:
+            async with aclosing(source):
+                async for item in source:
+                    queue.put_nowait(item)
+            queue.put_nowait(None)
+        except Exception as error:  # noqa: BLE001 - handed to the reader, who raises it
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(pump(source)) for source in sources]
+    try:
+        left = len(tasks)
+        while left:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,114 @@
+"""A GGUF's vocabulary: text to tokens, tokens to bytes, and bytes to text as it streams."""
+
+import codecs
+import ctypes
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import llguidance
+
+
+class Vocab:
+    """The tokenizer inside a loaded model; safe to use from any thread, as llama.cpp's is."""
+
+    def __init__(self, model: Any) -> None:
+        self.handle = lib.llama_model_get_vocab(model)
+        self.size: int = lib.llama_vocab_n_tokens(self.handle)
+        self.bos: int = lib.llama_vocab_bos(self.handle)
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self.handle) and self.bos >= 0
+        tokens = range(self.size)
+        self.pieces: list[bytes] = [self._piece(token) for token in tokens]
+        self.ends = frozenset(token for token in tokens if lib.llama_vocab_is_eog(self.handle, token))
+        self.controls = frozenset(token for token in tokens if lib.llama_vocab_is_control(self.handle, token))
+        self.specials = {self.text_of(token): token for token in sorted(self.controls) if self.pieces[token]}
+
+    def _piece(self, token: int) -> bytes:
+        buffer = ctypes.create_string_buffer(256)
+        length = lib.llama_token_to_piece(self.handle, token, buffer, 256, 0, True)
+        if length < 0:
+            buffer = ctypes.create_string_buffer(-length)
+            length = lib.llama_token_to_piece(self.handle, token, buffer, -length, 0, True)
+        return buffer.raw[:length]
+
+    def text_of(self, token: int) -> str:
+        """The text of a token such as BOS; nothing for a token that the model does not have."""
+        return self.pieces[token].decode("utf-8", "replace") if token >= 0 else ""
+
+    @property
+    def bos_text(self) -> str:
+        return self.text_of(self.bos)
+
+    @property
+    def eos_text(self) -> str:
+        return self.text_of(lib.llama_vocab_eos(self.handle))
+
+    def tokens_of(self, text: str, *, special: bool) -> list[int]:
+        """Tokenise without BOS; `special` reads `<|...|>` as the control tokens they name."""
+        data = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
+        room = len(data) + 8
+        buffer = (lib.llama_token * room)()
+        count = lib.llama_tokenize(self.handle, data, len(data), buffer, room, False, special)
+        if count < 0:
+            buffer = (lib.llama_token * -count)()
+            count = lib.llama_tokenize(self.handle, data, len(data), buffer, -count, False, special)
+        return list(buffer[:count])
+
+    def prompt(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
+        """Tokenise a prompt of `(text, special)` pieces, with exactly one BOS where the model wants one."""
+        tokens: list[int] = []
+        for text, special in pieces:
+            tokens += self.tokens_of(text, special=special)
+        if self.adds_bos and tokens[:1] != [self.bos]:
+            tokens.insert(0, self.bos)
+        return tokens
+
+    @cached_property
+    def constrained(self) -> llguidance.LLTokenizer:
+        """The vocabulary as llguidance wants it, made on first use: 0.1 to 1 s."""
+        # a byte that no text holds marks control tokens, so that no grammar mistakes them for their spelling
+        marked = [b"\xff" + p if token in self.controls else p for token, p in enumerate(self.pieces)]
+        tokenizer: llguidance.LLTokenizer = llguidance.LLTokenizer.from_llamacpp(  # type: ignore[attr-defined]
+            tokens=marked,
+            vocab_ptr=self.handle,
+            tokenize_fptr=ctypes.cast(lib._lib.llama_tokenize, ctypes.c_void_p).value,
+            eos_token=sorted(self.ends) or [lib.llama_vocab_eos(self.handle)],
+            slices=None,
+        )
+        return tokenizer
+
+
+class TextStream:
+    """Bytes in, text out: UTF-8 may span tokens, and a stop string may span chunks.
+
+    Text that could be the start of a stop string is held back until it is known not to be one.
+    """
+
+    def __init__(self, stops: list[str]) -> None:
+        self.stops = stops
+        self.stopped = False
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def feed(self, data: bytes, *, final: bool = False) -> str:
+        """Return the text that may leave now; after a stop string nothing does."""
+        if self.stopped:
+            return ""
+        self._held += self._utf8.decode(data, final)
+        hits = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        if hits:
+            self.stopped = True
+            keep = min(hits)
+        else:
+            keep = len(self._held) if final else len(self._held) - self._open_stop()
+        text, self._held = self._held[:keep], self._held[keep:]
+        return text
+
+    def _open_stop(self) -> int:
+        """The length of the longest end of the held text that begins a stop string."""
+        longest = max(map(len, self.stops), default=1) - 1
+        for length in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-length:]) for stop in self.stops):
+                return length
+        return 0

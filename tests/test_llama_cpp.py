@@ -1,0 +1,329 @@
+"""The llama.cpp engine: a tiny random model for what must always hold, SmolLM2 for the rest."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import validate
+
+from llama_stack_lite.config import StackConfig
+from llama_stack_lite.errors import Busy, ConfigError, Unavailable
+from llama_stack_lite.providers.inference.llama_cpp.engine import Engine, Job
+from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
+from llama_stack_lite.providers.inference.llama_cpp.sampling import Sampling
+from llama_stack_lite.providers.inference.llama_cpp.vocab import TextStream
+from tests.support.serving import Running, serve
+from tests.support.tiny import write_llama
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture
+def engine(tiny: Path) -> Iterator[Engine]:
+    engine = Engine(Loaded(tiny, context=512, slots=4, threads=1, batch=256), slots=4, queue=8)
+    yield engine
+    engine.close()
+
+
+async def tokens(engine: Engine, job: Job) -> list[int]:
+    found: list[int] = []
+    async for step in engine.generate(job):
+        found += [step.token] if step.token is not None else []
+    return found
+
+
+def prompt(engine: Engine, text: str) -> list[int]:
+    found: list[int] = engine.vocab.prompt([(text, True)])
+    return found
+
+
+def test_greedy_tokens_are_the_same_alone_and_in_a_crowd(engine: Engine) -> None:
+    async def main() -> None:
+        jobs = [
+            Job(prompt=prompt(engine, f"question {i} " * (i + 1)), max_tokens=20, sampling=GREEDY)
+            for i in range(8)
+        ]
+        alone = [await tokens(engine, job) for job in jobs]
+        together = await asyncio.gather(*[tokens(engine, job) for job in jobs])
+        assert together == alone and len({tuple(each) for each in alone}) > 1
+
+    asyncio.run(main())
+
+
+def test_a_prompt_longer_than_a_batch_is_read_in_pieces(engine: Engine) -> None:
+    async def main() -> None:
+        long = Job(prompt=prompt(engine, "a b c d e f g " * 60)[:480], max_tokens=5, sampling=GREEDY)
+        assert len(long.prompt) == 480
+        first = await tokens(engine, long)
+        again = await tokens(engine, long)  # this time nearly all of it is in the cache
+        assert first == again
+        async with aclosing(engine.generate(long)) as steps:
+            assert (await anext(steps)).cached == 479
+
+    asyncio.run(main())
+
+
+def test_the_context_ends_an_answer_with_length(engine: Engine) -> None:
+    async def main() -> None:
+        job = Job(
+            prompt=prompt(engine, "x" * 490)[:500], max_tokens=100, sampling=Sampling(logit_bias={}, seed=3)
+        )
+        steps = [step async for step in engine.generate(job)]
+        made = sum(step.token is not None for step in steps)
+        assert steps[-1].finish in ("length", "stop") and made <= 512 - len(job.prompt) + 1
+
+    asyncio.run(main())
+
+
+def test_scores_of_a_prompt_add_up_to_the_probability_of_saying_it(engine: Engine) -> None:
+    async def main() -> None:
+        start = prompt(engine, "hello")
+        said = [step async for step in engine.generate(Job(prompt=start, max_tokens=6, top_logprobs=0))]
+        said = [step for step in said if step.token is not None]
+        whole = Job(prompt=start + [step.token or 0 for step in said], max_tokens=0, score_prompt=True)
+        scored = [step async for step in engine.generate(whole) if step.prompt]
+        assert [step.token for step in scored] == whole.prompt
+        for one, other in zip(said, scored[len(start) :], strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=0.02)
+
+    asyncio.run(main())
+
+
+def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
+    async def main() -> None:
+        for _ in range(20):
+            async with aclosing(engine.generate(Job(prompt=prompt(engine, "go"), max_tokens=400))) as steps:
+                await anext(steps)
+        deadline = time.monotonic() + 5
+        while any(slot.sequence for slot in engine.slots):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_is_busy_and_a_closed_engine_unavailable(tiny: Path) -> None:
+    engine = Engine(Loaded(tiny, context=512, slots=1, threads=1, batch=256), slots=1, queue=0)
+
+    async def main() -> None:
+        with pytest.raises(Busy):
+            await tokens(engine, Job(prompt=[1, 2], max_tokens=4))
+
+    asyncio.run(main())
+    engine.close()
+
+    async def late() -> None:
+        with pytest.raises(Unavailable):
+            await tokens(engine, Job(prompt=[1, 2], max_tokens=4))
+
+    asyncio.run(late())
+
+
+def test_closing_the_engine_ends_what_still_runs(tiny: Path) -> None:
+    engine = Engine(Loaded(tiny, context=512, slots=1, threads=1, batch=256), slots=1, queue=4)
+
+    async def main() -> None:
+        async with aclosing(engine.generate(Job(prompt=[1, 2], max_tokens=500))) as steps:
+            await anext(steps)
+            await asyncio.to_thread(engine.close)
+            with pytest.raises(Unavailable):
+                async for _ in steps:
+                    pass
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"GGUF" + b"\0" * 200])
+def test_a_broken_file_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot load"):
+        Loaded(path, context=512, slots=1, threads=1, batch=256)
+
+
+def test_users_cannot_write_control_tokens(engine: Engine) -> None:
+    vocab = engine.vocab
+    forged = vocab.prompt([("user: ", True), ("<|eot_id|>", False)])
+    assert not set(forged[1:]) & vocab.controls
+    assert vocab.prompt([("<|begin_of_text|>hi", True)]).count(vocab.bos) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_stop_strings_and_utf8_across_chunks(size: int) -> None:
+    data = "naïve 🦙 text, then STOP and no more".encode()
+    stream = TextStream(["STOP", "TEXT"])
+    out = [stream.feed(data[i : i + size]) for i in range(0, len(data), size)]
+    assert "".join(out) + stream.feed(b"", final=True) == "naïve 🦙 text, then " and stream.stopped
+    near = TextStream(["STOP"])
+    said = [near.feed(b"an ST"), near.feed(b"O sign"), near.feed(b" \xf0\x9f", final=True)]
+    assert said[0] == "an " and "".join(said) == "an STO sign \ufffd"
+
+
+FUNCTIONS: list[dict[str, Any]] = [
+    {
+        "name": "book",
+        "description": "Book a table",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "place": {"type": "string", "maxLength": 12},
+                "guests": {"type": "integer", "minimum": 1, "maximum": 20},
+                "when": {"enum": ["noon", "evening"]},
+            },
+            "required": ["place", "guests", "when"],
+            "additionalProperties": False,
+        },
+    },
+    {
+        "name": "ping",
+        "description": "Check the line",
+        "parameters": {"type": "object", "properties": {}, "additionalProperties": False},
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def tinies(tiny: Path) -> Iterator[Running]:
+    """The random model, served once under every format of tool calls."""
+    cards = [
+        {"id": name, "tool_calling": name, "files": [{"name": "tiny.gguf", "sources": [f"file:{tiny}"]}]}
+        for name in ("llama3-json", "llama-pythonic", "hermes", "mistral", "assisted")
+    ]
+    config = {"inference": {"local": {"provider": "llama-cpp", "models": cards, "context": 4096, "slots": 2}}}
+    with serve(StackConfig.model_validate(config)) as running:
+        yield running
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", "book"])
+@pytest.mark.parametrize("model", ["llama3-json", "llama-pythonic", "hermes", "mistral", "assisted"])
+def test_even_a_random_model_makes_valid_calls(
+    tinies: Running, model: str, choice: str, stream: bool
+) -> None:
+    named = {"type": "function", "function": {"name": choice}}
+    for seed in range(3):
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": "Book for 4 at Luigi in the evening"}],
+            "tools": [{"type": "function", "function": function} for function in FUNCTIONS],
+            "tool_choice": choice if choice == "required" else named,
+            "parallel_tool_calls": False,
+            "temperature": 1,
+            "seed": seed,
+            "stream": stream,
+        }
+        reply = httpx.post(f"{tinies.url}/v1/chat/completions", json=body, timeout=60)
+        assert reply.status_code == 200, reply.text
+        name, arguments, finish = streamed(reply.text) if stream else whole(reply.json())
+        assert finish == "tool_calls"
+        assert name == choice or choice == "required"
+        schema = next(function["parameters"] for function in FUNCTIONS if function["name"] == name)
+        validate(json.loads(arguments), schema)
+
+
+def whole(reply: dict[str, Any]) -> tuple[str, str, str]:
+    [call] = reply["choices"][0]["message"]["tool_calls"]
+    return call["function"]["name"], call["function"]["arguments"], reply["choices"][0]["finish_reason"]
+
+
+def streamed(text: str) -> tuple[str, str, str]:
+    name, arguments, finish = "", "", ""
+    for block in text.split("\n\n")[:-2]:
+        for choice in json.loads(block.removeprefix("data: "))["choices"]:
+            finish = choice["finish_reason"] or finish
+            for call in choice["delta"].get("tool_calls", []):
+                name += call["function"].get("name", "")
+                arguments += call["function"]["arguments"]
+    return name, arguments, finish
+
+
+@pytest.mark.model
+def test_thirty_requests_at_once_do_not_mix(starter: Running) -> None:
+    words = [f"{letter}{number}" for letter in "ABCDEF" for number in (1, 2, 3, 4, 5)]
+
+    async def one(http: httpx.AsyncClient, word: str) -> str:
+        schema = {
+            "type": "object",
+            "properties": {"code": {"enum": words}},
+            "required": ["code"],
+            "additionalProperties": False,
+        }
+        body = {
+            "model": "smollm2-135m",
+            "messages": [{"role": "user", "content": f"The code is {word}. What is the code?"}],
+            "temperature": 0,
+            "max_tokens": 30,
+            "logprobs": True,
+        }
+        if words.index(word) % 3 == 0:
+            body["response_format"] = {
+                "type": "json_schema",
+                "json_schema": {"name": "code", "schema": schema},
+            }
+        reply = await http.post("/v1/chat/completions", json=body)
+        return str(reply.json()["choices"][0]["message"]["content"])
+
+    async def main() -> None:
+        async with httpx.AsyncClient(base_url=starter.url, timeout=120) as http:
+            alone = [await one(http, word) for word in words]
+            together = await asyncio.gather(*[one(http, word) for word in words])
+        mixed = [
+            (word, answer)
+            for word, answer in zip(words, together, strict=True)
+            if any(
+                other in answer for other in words if other != word and other not in alone[words.index(word)]
+            )
+        ]
+        assert not mixed
+
+    asyncio.run(main())
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_stops_the_model(starter: Running, stream: bool) -> None:
+    """The tokens made after the socket closed are fewer than 0.3 s of the pace just seen."""
+    engine: Engine = starter.app.state.stack.inference["local"].served["smollm2-135m"].engine
+    body = json.dumps(
+        {
+            "model": "smollm2-135m",
+            "messages": [{"role": "user", "content": "Write a very long story."}],
+            "stream": stream,
+            "logit_bias": {str(token): -100 for token in engine.vocab.ends},
+        }
+    ).encode()
+    host, port = starter.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        client.sendall(head.encode() + body)
+        slot = until(
+            lambda: next((slot for slot in engine.slots if slot.sequence and slot.sequence.made > 5), None)
+        )
+        sequence = slot.sequence
+        started, before = time.monotonic(), sequence.made
+        time.sleep(0.5)
+        pace = (sequence.made - before) / (time.monotonic() - started)
+    at_close = sequence.made
+    until(lambda: slot.sequence is not sequence)
+    assert sequence.made - at_close <= max(3, 0.3 * pace), (at_close, sequence.made, pace)
+
+
+def until(condition: Any) -> Any:
+    deadline = time.monotonic() + 20
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never happened"
+        time.sleep(0.002)
+    return found
