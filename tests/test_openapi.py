@@ -1,0 +1,81 @@
+"""The OpenAPI description is valid, and nothing that fits it, or nearly fits it, makes the server fail."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+
+from llama_stack_lite.config import StackConfig
+from tests.support.serving import serve
+from tests.support.tiny import write_llama
+
+MODELS = st.sampled_from(["test/scripted", "local/tiny"])
+
+
+@pytest.fixture(scope="module")
+def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The API of a server with a scripted model and a random llama.cpp one."""
+    tiny = write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+    files = [{"name": tiny.name, "sources": [f"file:{tiny}"]}]
+    card = {"id": "tiny", "tool_calling": "llama3-json", "files": files}
+    scripted = {"provider": "scripted", "replies": ["one two three"], "loop": True}
+    local = {"provider": "llama-cpp", "models": [card], "slots": 2}
+    with serve(StackConfig.model_validate({"inference": {"test": scripted, "local": local}})) as running:
+        yield schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+
+
+def test_the_description_is_valid(schema: Any) -> None:
+    schema.validate()
+    paths = {operation.ok().path for operation in schema.get_all_operations()}
+    assert {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/models"} <= paths
+
+
+def aimed(case: Any, model: str) -> Any:
+    """Point a made-up request at a model that exists, and keep its answer short."""
+    if isinstance(case.body, dict):
+        case.body["model"] = model
+        for field in ("max_tokens", "max_completion_tokens"):
+            if isinstance(case.body.get(field), int) or "prompt" in case.body or "messages" in case.body:
+                case.body[field] = 3
+        if isinstance(case.body.get("n"), int):
+            case.body["n"] = min(case.body["n"], 3)
+    return case
+
+
+@pytest.mark.slow
+def test_two_thousand_requests_and_no_5xx(schema: Any) -> None:
+    statuses: Counter[int] = Counter()
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        good = operation.as_strategy(generation_mode=GenerationMode.POSITIVE)
+        strategies = [good, st.builds(aimed, good, MODELS)]
+        if operation.body or operation.path_parameters:
+            strategies.append(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
+        many = 800 if operation.body else 50
+
+        @settings(
+            max_examples=many,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(st.one_of(strategies))
+        def check(case: Any) -> None:
+            reply = case.call()
+            statuses[reply.status_code] += 1
+            assert reply.status_code < 500, case.as_curl_command()
+            if reply.status_code >= 400:
+                assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
+            case.validate_response(reply, checks=[schemathesis.checks.not_a_server_error])
+
+        check()
+    print(dict(statuses))
+    assert statuses.total() >= 2000
+    assert statuses[200] > 200
