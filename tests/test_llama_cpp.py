@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -15,10 +16,13 @@ from jsonschema import validate
 
 from llama_stack_lite.config import StackConfig
 from llama_stack_lite.errors import Busy, ConfigError, Unavailable
+from llama_stack_lite.providers.inference.llama_cpp import LlamaCpp
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine, Job
 from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
 from llama_stack_lite.providers.inference.llama_cpp.sampling import Sampling
 from llama_stack_lite.providers.inference.llama_cpp.vocab import TextStream
+from llama_stack_lite.stack import Stack
+from tests.conformance.inference import InferenceConformance
 from tests.support.serving import Running, serve
 from tests.support.tiny import write_llama
 
@@ -247,6 +251,14 @@ def streamed(text: str) -> tuple[str, str, str]:
                 name += call["function"].get("name", "")
                 arguments += call["function"]["arguments"]
     return name, arguments, finish
+
+
+class TestConformance(InferenceConformance):
+    """The suite that every provider has to pass."""
+
+    def provider(self) -> LlamaCpp:
+        path = write_llama(Path(tempfile.mkdtemp()) / "tiny.gguf")
+        return LlamaCpp(LlamaCpp.Config(models=[str(path)], context=256, threads=1), Stack(StackConfig()))
 
 
 @pytest.mark.model

@@ -112,5 +112,18 @@ def test_the_editable_install_sees_the_same(python: Path, tmp_path: Path) -> Non
     check(python, tmp_path)
 
 
+@pytest.mark.slow
+def test_a_new_provider_installs_beside_the_wheel_and_conforms(
+    built: Path, python: Path, tmp_path: Path
+) -> None:
+    """What `docs/write-a-provider.md` tells, done in a clean environment."""
+    run(python, "-m", "pip", "install", "-q", next(built.glob("*.whl")), "pytest")
+    lite = python.parent / "llama-lite"
+    run(lite, "new", "provider", "inference", "parrot", "--into", tmp_path / "parrot")
+    run(python, "-m", "pip", "install", "-q", tmp_path / "parrot")
+    assert "parrot" in run(lite, "providers", "list", cwd=tmp_path)
+    assert "passed" in run(python, "-m", "pytest", "-q", tmp_path / "parrot", cwd=tmp_path)
+
+
 def _bytes_below(folder: Path) -> int:
     return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())

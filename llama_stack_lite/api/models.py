@@ -15,8 +15,8 @@ class ModelFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
     name: str = Field(pattern=r"^[^/\\.][^/\\]*$", description="no path, and not hidden")
     sources: list[str] = Field(min_length=1)
-    size: int | None = Field(None, ge=0, description="bytes")
-    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    size: int | None = Field(default=None, ge=0, description="bytes")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
 
 class ModelCard(BaseModel):
@@ -32,16 +32,16 @@ class ModelCard(BaseModel):
     kind: Literal["chat", "embedding"] = "chat"
     description: str | None = None
     family: str | None = None
-    parameters: str | None = Field(None, description="as the makers say it, such as 135M")
+    parameters: str | None = Field(default=None, description="as the makers say it, such as 135M")
     quantization: str | None = None
     license: str | None = None
-    context_length: int | None = Field(None, ge=1, description="tokens, prompt and answer together")
-    embedding_dimension: int | None = Field(None, ge=1)
+    context_length: int | None = Field(default=None, ge=1, description="tokens, prompt and answer together")
+    embedding_dimension: int | None = Field(default=None, ge=1)
     pooling: Literal["mean", "cls"] | None = None
     query_prefix: str | None = None
     passage_prefix: str | None = None
-    temperature: float | None = Field(None, ge=0, le=2, description="used where a request gives none")
-    top_p: float | None = Field(None, ge=0, le=1, description="used where a request gives none")
+    temperature: float | None = Field(default=None, ge=0, le=2, description="used where a request gives none")
+    top_p: float | None = Field(default=None, ge=0, le=1, description="used where a request gives none")
     vision: bool = False
     tool_calling: ToolCalling | None = None
     tool_result: Literal["template", "context"] = "template"
