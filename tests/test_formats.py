@@ -1,6 +1,8 @@
 """Formats of tool calls: recorded outputs, streams cut anywhere, arguments of wrong types, odd texts."""
 
 import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +165,15 @@ def test_arguments_that_no_reading_makes_valid_are_told_with_the_reason(
 
 
 def test_a_schema_that_points_elsewhere_is_not_fetched() -> None:
-    far = FunctionDefinition(name="f", parameters={"properties": {"a": {"$ref": "http://127.0.0.1:9/s"}}})
-    parsed = format_for("hermes").parse(say("hermes", "f", '{"a": 1}'), [far])
-    assert "http://127.0.0.1:9/s" in parsed.invalid[0].reason
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        there = f"http://127.0.0.1:{server.getsockname()[1]}/schema"
+        far = FunctionDefinition(name="f", parameters={"properties": {"a": {"$ref": there}}})
+        server.settimeout(0.2)
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(server.accept)
+            parsed = format_for("hermes").parse(say("hermes", "f", '{"a": 1}'), [far])
+            assert isinstance(asked.exception(), TimeoutError)
+    assert there in parsed.invalid[0].reason
 
 
 def test_half_a_character_stays_escaped() -> None:
@@ -177,6 +185,7 @@ def test_python_is_read_and_never_run() -> None:
     form, offered = format_for("llama-pythonic"), [function("f")]
     good = {
         "[f(a=-1, b=1.5, c=(1, 2), d='x' 'y')]": {"a": -1, "b": 1.5, "c": [1, 2], "d": "xy"},
+        '[f(a="x" "y")]': {"a": "xy"},
         "[f(a=true, b=False, c=null, d=None)]": {"a": True, "b": False, "c": None, "d": None},
         "[f(a={'b': [1, {'c': \"it's\"}]}, )]": {"a": {"b": [1, {"c": "it's"}]}},
         "[ f ( a = 1 ) ]": {"a": 1},

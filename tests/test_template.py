@@ -8,6 +8,7 @@ import pytest
 
 from llama_stack_lite.api.inference import Message, Tool
 from llama_stack_lite.errors import ConfigError, InvalidRequest
+from llama_stack_lite.prompting.shapes import plain, shapes
 from llama_stack_lite.prompting.template import ChatTemplate, Piece
 
 CHATML = """{% for message in messages %}
@@ -190,6 +191,17 @@ def test_parallel_calls_are_told_one_by_one_where_only_one_is_read() -> None:
     assert render(llama, PARALLEL) == "user weather?\nassistant A\ntool sun\nassistant B\ntool rain\n"
 
 
+def test_no_shape_loses_a_call() -> None:
+    messages = [
+        *PARALLEL,
+        called(("c", "weather", "{}")),
+        called(("d", "weather", "{}")),
+        *said(("system", "S")),
+    ]
+    for shape in shapes(plain(messages)):
+        assert sum(len(message.get("tool_calls", [])) for message in shape) == 4
+
+
 def test_ids_are_shortened_where_they_must_be() -> None:
     mistral = """{% for m in messages %}{% for c in m.tool_calls or [] %}
 {% if c.id | length != 9 %}{{ raise_exception('length 9') }}{% endif %}{{ c.id }} {% endfor %}
@@ -276,9 +288,9 @@ GROW = "{% set n = namespace(s='aaaaaaaa', l=[1, 2]) %}{% for i in range(99) %}"
 )
 def test_a_template_that_never_ends_or_eats_memory_is_stopped(source: str) -> None:
     started = time.monotonic()
-    with pytest.raises(InvalidRequest, match="chat template"):
+    with pytest.raises(InvalidRequest, match="chat template") as stopped:
         template(source).render(said(("user", "x")), None)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 4 and "MemoryError" not in str(stopped.value)
 
 
 @pytest.mark.parametrize("source", ["{% if %}", "{{ x", "{% import 'os' %}{% endfor %}"])

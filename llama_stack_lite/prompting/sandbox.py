@@ -1,17 +1,21 @@
 """Jinja for templates that come with a model's weights: no way out, and little time and memory."""
 
 import functools
+import json
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from types import FrameType
 from typing import Any
 
 from jinja2 import Environment, TemplateError, nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.ext import Extension, LoopControlExtension
 from jinja2.nodes import EvalContext
+from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -34,6 +38,16 @@ class _Compiler(CodeGenerator):
         self.write(")))")
 
 
+class Generation(Extension):
+    """`{% generation %}` marks what a model is trained on; it says nothing about the text."""
+
+    tags = frozenset(["generation"])  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """Jinja as Hugging Face sets it up, in which nothing can be made larger than `LARGEST`."""
 
@@ -41,10 +55,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
     code_generator_class = _Compiler
 
     def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[LoopControlExtension, Generation])
+        self.globals |= {
+            "raise_exception": _raise,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+        }
+        self.filters["tojson"] = _to_json
         self.filters = {name: _bounded(name, each) for name, each in self.filters.items()}
 
-    def concat(self, parts: Iterable[str]) -> str:  # type: ignore[override]
+    def concat(self, parts: Iterable[str]) -> str:
         found, size = [], 0
         for part in parts:
             size += len(part)
@@ -64,9 +83,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _check_format(left)
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **options: Any) -> Any:  # noqa: N805, B902
+    def call(__self, __context: Context, __obj: Any, *args: Any, **options: Any) -> Any:
         """Methods of strings that make much of little are looked at before they run."""
-        owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        method = getattr(__obj, "__wrapped__", __obj)  # `format` is wrapped by Jinja's sandbox
+        owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
         if isinstance(owner, str):
             _check_arguments(name, owner, [*args, *options.values()], LARGEST // 1000)
         return super().call(__context, __obj, *args, **options)
@@ -100,6 +120,23 @@ def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, **options)
 
     return checked
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as Hugging Face's templates mean it: not escaped for HTML, keys in their order."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _check_arguments(name: str, value: Any, arguments: list[Any], widest: int) -> None:

@@ -70,8 +70,10 @@ def _arguments(text: str) -> Any:
 
 
 def shapes(messages: list[Plain]) -> Iterator[list[Plain]]:
-    """The conversation as it is, then with one more change each time, for templates that refuse it so."""
+    """The conversation as it is, then in other shapes, each further from it, for templates that refuse it."""
     yield messages
+    if (as_text := _arguments_as_text(messages)) != messages:
+        yield as_text
     for change in _CHANGES:
         changed = change(messages)
         if changed != messages:
@@ -131,23 +133,6 @@ def _json(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _arguments_as_objects(messages: list[Plain]) -> list[Plain]:
-    """Takes the text back, as it did not help."""
-    found = []
-    for message in messages:
-        if "tool_calls" in message:
-            calls = [
-                {
-                    **call,
-                    "function": {**call["function"], "arguments": _arguments(call["function"]["arguments"])},
-                }
-                for call in message["tool_calls"]
-            ]
-            message = {**message, "tool_calls": calls}
-        found.append(message)
-    return found
-
-
 def _system_folded(messages: list[Plain]) -> list[Plain]:
     """For templates without a system role: what it says goes before the first thing that the user says."""
     system = [m["content"] for m in messages if m["role"] == "system"]
@@ -182,10 +167,8 @@ def _both(*contents: Any) -> Any:
 
 
 _CHANGES: tuple[Callable[[list[Plain]], list[Plain]], ...] = (
-    _one_call_each,
     _short_ids,
-    _arguments_as_text,
-    _arguments_as_objects,
+    _one_call_each,
     _system_folded,
     _alternating,
 )

@@ -1,10 +1,8 @@
 """A model's own chat template: Jinja from its file, rendered so that a request cannot forge a turn."""
 
-import json
 import re
 import secrets
 from collections.abc import Collection, Sequence
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -43,13 +41,7 @@ class ChatTemplate:
         longest_first = sorted(specials, key=len, reverse=True)
         self._specials = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         environment = Sandbox()
-        environment.filters["tojson"] = _to_json
-        environment.globals |= {
-            "raise_exception": _raise,
-            "strftime_now": lambda form: datetime.now().strftime(form),
-            "bos_token": bos,
-            "eos_token": eos,
-        }
+        environment.globals |= {"bos_token": bos, "eos_token": eos}
         try:
             self._template = environment.from_string(self.source)
         except (TemplateError, RecursionError) as error:
@@ -140,12 +132,3 @@ class _Mask:
 
 def _reads_parts_only(source: str) -> bool:
     return "is string" not in source and _READS_PARTS_ONLY.search(source) is not None
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _to_json(value: Any, indent: int | None = None, **options: Any) -> str:
-    """JSON as Hugging Face's templates mean it: not escaped for HTML, keys in their order."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
