@@ -17,6 +17,7 @@ from llama_stack_lite.api.inference import (
     TokenLogprob,
     Usage,
 )
+from llama_stack_lite.errors import InvalidRequest
 from llama_stack_lite.prompting import assisted, constraints
 from llama_stack_lite.prompting.copying import arguments_grammar
 from llama_stack_lite.prompting.formats import format_for
@@ -121,6 +122,12 @@ class Chat:
         stops = [*request.stops(), *self.served.template.stops]
         if not functions:
             return Turn(prompt=prompt, grammar=_answer_grammar(request), reader=lambda: Text(stops))
+        if request.response_format and not request.must_call():
+            raise InvalidRequest(
+                "response_format: this model's calls are JSON too, so give `tools` or a `response_format`, "
+                "or let `tool_choice` require a call",
+                param="response_format",
+            )
         form = format_for(self.served.card.tool_calling or "assisted")
         grammar = form.grammar(
             functions,
