@@ -83,19 +83,20 @@ class Stack:
                 except StackError as error:
                     raise ConfigError(f"defaults.{key}: {error}") from error
 
-    def named(self, name: str) -> Model:
+    def named(self, name: str, kind: str = "chat") -> Model:
         """Resolve `provider/model`, or a bare `model` while it is unique.
 
-        Raises `NotFound` naming close ones, `InvalidRequest` where the name is ambiguous.
+        `kind` is what a model is taken for that only a remote server knows. Raises `NotFound` naming close
+        ones, `InvalidRequest` where the name is ambiguous.
         """
-        found = self.models.get(name) or self._bare(name) or self._unlisted(name)
+        found = self.models.get(name) or self._bare(name) or self._unlisted(name, kind)
         if found is None:
             raise NotFound("model", name, self.models, param="model", code="model_not_found")
         return found
 
     def model(self, name: str, kind: str) -> Model:
         """Resolve a name to a model of that kind; raises `InvalidRequest` where it is of another."""
-        found = self.named(name)
+        found = self.named(name, kind)
         if found.card.kind != kind or not hasattr(found.provider, CALLS[kind]):
             able = [m.id for m in self.models.values() if m.card.kind == kind]
             raise InvalidRequest(
@@ -110,13 +111,13 @@ class Stack:
             raise InvalidRequest(f"`{name}` is served by several providers: say {ids}", param="model")
         return found[0] if found else None
 
-    def _unlisted(self, name: str) -> Model | None:
+    def _unlisted(self, name: str, kind: str) -> Model | None:
         """A remote server whose list could not be read may still know the model: let it answer."""
         provider_name, _, rest = name.partition("/")
         provider = self.inference.get(provider_name)
         if provider is None or not rest or not getattr(provider, "unlisted", False):
             return None
-        card = ModelCard.model_construct(id=rest, kind="chat")
+        card = ModelCard.model_construct(id=rest, kind=kind)
         return Model(name, rest, provider_name, provider, card)
 
     async def aclose(self) -> None:
