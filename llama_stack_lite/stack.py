@@ -7,7 +7,7 @@ from typing import Any, Generic, Self, TypeVar
 from starlette.requests import HTTPConnection
 
 from .api.inference import Inference
-from .api.models import ModelCard
+from .api.models import Kind, ModelCard
 from .config import ProviderEntry, StackConfig
 from .config import config_of as config_of
 from .errors import ConfigError, InvalidRequest, NotFound, StackError
@@ -76,14 +76,15 @@ class Stack:
         return cls(cls.Config(**entry.settings), **({"stack": self} if wants_stack else {}))
 
     def _check_defaults(self) -> None:
-        for key, kind in (("model", "chat"), ("embedding_model", "embedding")):
+        kinds: dict[str, Kind] = {"model": "chat", "embedding_model": "embedding"}
+        for key, kind in kinds.items():
             if name := getattr(self.config.defaults, key):
                 try:
                     self.model(name, kind)
                 except StackError as error:
                     raise ConfigError(f"defaults.{key}: {error}") from error
 
-    def named(self, name: str, kind: str = "chat") -> Model:
+    def named(self, name: str, kind: Kind = "chat") -> Model:
         """Resolve `provider/model`, or a bare `model` while it is unique.
 
         `kind` is what a model is taken for that only a remote server knows. Raises `NotFound` naming close
@@ -94,7 +95,7 @@ class Stack:
             raise NotFound("model", name, self.models, param="model", code="model_not_found")
         return found
 
-    def model(self, name: str, kind: str) -> Model:
+    def model(self, name: str, kind: Kind) -> Model:
         """Resolve a name to a model of that kind; raises `InvalidRequest` where it is of another."""
         found = self.named(name, kind)
         if found.card.kind != kind or not hasattr(found.provider, CALLS[kind]):
@@ -111,7 +112,7 @@ class Stack:
             raise InvalidRequest(f"`{name}` is served by several providers: say {ids}", param="model")
         return found[0] if found else None
 
-    def _unlisted(self, name: str, kind: str) -> Model | None:
+    def _unlisted(self, name: str, kind: Kind) -> Model | None:
         """A remote server whose list could not be read may still know the model: let it answer."""
         provider_name, _, rest = name.partition("/")
         provider = self.inference.get(provider_name)

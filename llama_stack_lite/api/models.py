@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Kind = Literal["chat", "embedding"]
 ToolCalling = Literal["assisted", "llama3-json", "llama-pythonic", "hermes", "mistral", "remote"]
 
 
@@ -29,7 +30,7 @@ class ModelCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     id: str = Field(pattern=r"^[\w@][\w.:@-]*(/[\w@][\w.:@-]*)*$", max_length=200)
-    kind: Literal["chat", "embedding"] = "chat"
+    kind: Kind = "chat"
     description: str | None = None
     family: str | None = None
     parameters: str | None = Field(default=None, description="as the makers say it, such as 135M")
