@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import llguidance
 import pytest
 from jsonschema import validate
 
 from llama_stack_lite.config import StackConfig
-from llama_stack_lite.errors import Busy, ConfigError, Unavailable
+from llama_stack_lite.errors import Busy, ConfigError, InvalidRequest, Unavailable
 from llama_stack_lite.providers.inference.llama_cpp import LlamaCpp
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine, Job
 from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
@@ -145,6 +146,25 @@ def test_closing_the_engine_ends_what_still_runs(tiny: Path) -> None:
             with pytest.raises(Unavailable):
                 async for _ in steps:
                     pass
+
+    asyncio.run(main())
+
+
+def test_a_grammar_that_gives_up_fails_its_own_request_only(engine: Engine) -> None:
+    grammar = llguidance.LLMatcher.grammar_from_regex("[a-z]{200}")
+
+    async def main() -> None:
+        broken = Job(prompt=prompt(engine, "go"), max_tokens=20, grammar=grammar)
+        healthy = Job(prompt=prompt(engine, "go on"), max_tokens=20, sampling=GREEDY)
+        alone = await tokens(engine, healthy)
+        stream = engine.generate(broken)
+        await anext(stream)
+        [running] = [slot.sequence for slot in engine.slots if slot.sequence]
+        running.matcher.consume_token(engine.vocab.bos)  # what no grammar allows: it is in error from now on
+        with pytest.raises(InvalidRequest, match="grammar engine"):
+            async for _ in stream:
+                pass
+        assert await tokens(engine, healthy) == alone
 
     asyncio.run(main())
 

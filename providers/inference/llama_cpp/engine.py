@@ -244,9 +244,9 @@ class Engine:
             rows.append((slot, first, count))
         return rows
 
-    def _sampled(self, slot: Slot, sequence: Sequence, first: int, count: int) -> list[Step]:
+    def _sampled(self, slot: Slot, sequence: Sequence, first: int, count: int) -> list[Step | StackError]:
         """What a sequence gives after the rows it has just read: scores, and perhaps its next token."""
-        steps: list[Step] = []
+        steps: list[Step | StackError] = []
         if sequence.job.score_prompt and sequence.reading:
             steps += self._scores(sequence, first, count)
         sequence.todo = sequence.todo[count:]
@@ -255,7 +255,11 @@ class Engine:
         if sequence.job.max_tokens == 0:
             self._release(slot)
             return [*steps, Step(finish="length", cached=sequence.cached)]
-        step = self._token(slot, sequence, first + count - 1)
+        try:
+            step = self._token(slot, sequence, first + count - 1)
+        except StackError as error:  # its grammar's, and nobody else's
+            self._release(slot)
+            return [*steps, error]
         if step.finish:
             self._release(slot)
         elif step.token is not None:

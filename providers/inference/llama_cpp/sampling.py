@@ -9,6 +9,8 @@ import llguidance
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_stack_lite.errors import InvalidRequest
+
 from .vocab import Vocab
 
 Logits = NDArray[np.float32]
@@ -40,15 +42,22 @@ class Sampler:
             lib.llama_sampler_chain_add(self.chain, part)
 
     def sample(self, context: object, row: int, logits: Logits) -> int:
-        """Choose from the logits of an output row; masks them in place where a grammar is set."""
+        """Choose from the logits of an output row; masks them in place where a grammar is set.
+
+        Raises `InvalidRequest` where the grammar gives up, which it does on limits of its own.
+        """
         if self.matcher is not None:
             bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
             allowed = np.unpackbits(bits, bitorder="little")[: len(logits)]
             logits[: len(allowed)][allowed == 0] = -np.inf
             logits[len(allowed) :] = -np.inf
         token: int = lib.llama_sampler_sample(self.chain, context, row)
-        if self.matcher is not None:
-            self.matcher.consume_token(token)
+        if self.matcher is None:
+            return token
+        self.matcher.consume_token(token)
+        if self.matcher.is_error():  # it would let the answer end here, as if it were whole
+            reason = self.matcher.get_error().splitlines()[0]
+            raise InvalidRequest(f"the schema is too much for the grammar engine: {reason}")
         return token
 
     @property

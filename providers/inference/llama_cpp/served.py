@@ -6,8 +6,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TypeVar
 
+from llama_stack_lite.api.inference import CompletionRequest, TokenLogprob, TopLogprob
 from llama_stack_lite.api.inference import Sampling as Request
-from llama_stack_lite.api.inference import TokenLogprob, TopLogprob
 from llama_stack_lite.api.models import ModelCard
 from llama_stack_lite.errors import ConfigError, ContextOverflow, InvalidRequest
 from llama_stack_lite.models import paths
@@ -49,7 +49,8 @@ class Served:
     def job(self, prompt: list[int], request: Request, *, index: int, limit: int | None) -> Job:
         """A job without grammar or log-probabilities yet; raises `ContextOverflow` where nothing fits."""
         if len(prompt) >= self.context_length:
-            raise ContextOverflow(limit=self.context_length, prompt=len(prompt))
+            param = "prompt" if isinstance(request, CompletionRequest) else "messages"
+            raise ContextOverflow(limit=self.context_length, prompt=len(prompt), param=param)
         room = self.context_length - len(prompt)
         return Job(
             prompt=prompt,
