@@ -2,6 +2,7 @@
 
 import hmac
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -112,14 +113,24 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return _reply(InvalidRequest(f"the body is no JSON: {first['ctx']['error']}"))
-    place = _dotted(first["loc"][1:])
-    message = first["msg"].removeprefix("Value error, ")
+    # of the forms that a field may have, the one that went furthest is the one that was meant
+    same = [each for each in error.errors() if each["loc"][:2] == first["loc"][:2]]
+    places = [_place(each["loc"][1:], error.body) for each in same]
+    depths = [re.split(r"[.\[]", place or "") for place in places]
+    meant = max(range(len(same)), key=lambda number: len(depths[number]))
+    place, message = places[meant], same[meant]["msg"].removeprefix("Value error, ")
     return _reply(InvalidRequest(f"{place}: {message}" if place else message, param=place))
 
 
-def _dotted(place: tuple[str | int, ...]) -> str | None:
-    """Write `("messages", 0, "role")` as `messages[0].role`."""
-    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place)
+def _place(steps: tuple[str | int, ...], body: Any) -> str | None:
+    """Write `("messages", 0, "role")` as `messages[0].role`; pydantic's names for types are no steps."""
+    text = ""
+    for number, step in enumerate(steps):
+        inside = isinstance(body, list) if isinstance(step, int) else isinstance(body, dict) and step in body
+        if inside:
+            body = body[step]
+        if inside or (number == len(steps) - 1 and isinstance(body, dict)):  # the last may be what is missing
+            text += f"[{step}]" if isinstance(step, int) else f".{step}"
     return text.lstrip(".") or None
 
 

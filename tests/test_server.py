@@ -105,6 +105,38 @@ def test_a_body_that_is_no_request_is_400(content: bytes) -> None:
     assert reply.status_code == 400 and reply.json()["error"]["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("chat/completions", {"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages[0].content[0].text",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 1}}]}]},
+            "messages[0].content[0].image_url.url",
+        ),
+        ("chat/completions", {"messages": [{"role": "user", "content": "?"}], "stop": [""]}, "stop[0]"),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "?"}], "tool_choice": "often"},
+            "tool_choice",
+        ),
+        ("chat/completions", {}, "messages"),
+        ("embeddings", {"input": ""}, "input"),
+        ("completions", {"prompt": [[-1]]}, "prompt[0][0]"),
+    ],
+)
+def test_the_field_at_fault_is_named_as_the_client_wrote_it(
+    path: str, fields: dict[str, Any], param: str
+) -> None:
+    error = ask("POST", f"/v1/{path}", json={"model": "test/scripted", **fields}).json()["error"]
+    assert error["param"] == param and error["message"].startswith(param)
+
+
 def test_a_body_over_the_limit_is_413() -> None:
     small = config("hello", max_body_size=2048)
     reply = chat(small, messages=[{"role": "user", "content": "x" * 3000}])

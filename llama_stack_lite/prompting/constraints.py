@@ -23,6 +23,8 @@ PARAM = "response_format.json_schema.schema"
 _LIMITS = LLParserLimits(verbose_errors=False)
 # as `json.dumps` writes it, which is what models read most; free blanks would let a small one ramble
 _STYLE = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# the grammar is ours: where in it the fault lies says nothing to whoever wrote the schema
+_WHERE = re.compile(r"(ERROR: )?at \d+\(\d+\): (failed to compile JSON schema: )?|\n *\d+ \| (?s:.*)")
 _BLANKS = r"\n? {0,8}"  # before a key or a value of the call itself
 _ANYTHING = "/(?s:.*)/"
 
@@ -40,7 +42,7 @@ def check(grammar: str, tokenizer: LLTokenizer | None = None, *, param: str) -> 
     _, said = LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=_LIMITS)
     # a warning is a refusal too, except that token ids were not looked up
     if reasons := [each for each in said if not each.startswith("no tokenizer")]:
-        reason = " ".join("; ".join(reasons).split())[:500]
+        reason = " ".join(_WHERE.sub("", "; ".join(reasons)).split())[:500]
         raise InvalidRequest(f"the schema cannot be enforced: {reason}", param=param)
 
 
