@@ -177,6 +177,12 @@ def test_a_broken_file_is_one_clear_error(tmp_path: Path, content: bytes) -> Non
         Loaded(path, context=512, slots=1, threads=1, batch=256)
 
 
+def test_an_encoder_is_refused_before_it_is_asked_to_write(tmp_path: Path) -> None:
+    path = write_llama(tmp_path / "encoder.gguf", causal=False)
+    with pytest.raises(ConfigError, match="is an encoder"):
+        Loaded(path, context=512, slots=1, threads=1, batch=256)
+
+
 def test_users_cannot_write_control_tokens(engine: Engine) -> None:
     vocab = engine.vocab
     forged = vocab.prompt([("user: ", True), ("<|eot_id|>", False)])

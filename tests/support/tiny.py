@@ -50,13 +50,19 @@ TEXT = [
 
 
 def write_llama(
-    path: Path, *, template: str | None = LLAMA3_TEMPLATE, context: int = 4096, seed: int = 0
+    path: Path,
+    *,
+    template: str | None = LLAMA3_TEMPLATE,
+    context: int = 4096,
+    seed: int = 0,
+    causal: bool = True,
 ) -> Path:
     """Write a random two-layer Llama (vocabulary 512, width 64) with a real byte-level BPE tokenizer."""
     tokens, merges = _vocabulary()
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("tiny")
     writer.add_context_length(context)
+    writer.add_causal_attention(causal)
     writer.add_embedding_length(64)
     writer.add_block_count(2)
     writer.add_feed_forward_length(128)

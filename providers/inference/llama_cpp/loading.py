@@ -44,9 +44,10 @@ class Loaded:
         self.model: Any = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
             raise ConfigError(f"llama.cpp cannot load {path}: {_last_words()}")
-        if lib.llama_model_has_encoder(self.model):
+        causal = self.meta(f"{self.meta('general.architecture')}.attention.causal")
+        if lib.llama_model_has_encoder(self.model) or causal == "false":
             lib.llama_model_free(self.model)
-            raise ConfigError(f"{path} is an encoder, not a model that writes text")
+            raise ConfigError(f"{path} is an encoder, and this provider serves models that write text only")
         self.trained_context: int = lib.llama_model_n_ctx_train(self.model)
         wanted = min(context, self.trained_context)
         self.context: Any = lib.llama_init_from_model(

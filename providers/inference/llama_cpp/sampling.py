@@ -96,6 +96,8 @@ def _parts(n_vocab: int, s: Sampling) -> list[object]:
 def row_of(context: object, row: int, n_vocab: int) -> Logits:
     """A view, not a copy, of the logits of an output row of the last batch."""
     pointer = lib.llama_get_logits_ith(context, row)
+    if not pointer:
+        raise RuntimeError(f"llama.cpp gave no logits for row {row}")
     return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n_vocab,))
 
 
