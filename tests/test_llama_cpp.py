@@ -17,11 +17,11 @@ from jsonschema import validate
 
 from llama_stack_lite.config import StackConfig
 from llama_stack_lite.errors import Busy, ConfigError, InvalidRequest, Unavailable
+from llama_stack_lite.local.engine import Job, Sampling
+from llama_stack_lite.local.text import TextStream
 from llama_stack_lite.providers.inference.llama_cpp import LlamaCpp
-from llama_stack_lite.providers.inference.llama_cpp.engine import Engine, Job
+from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
 from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
-from llama_stack_lite.providers.inference.llama_cpp.sampling import Sampling
-from llama_stack_lite.providers.inference.llama_cpp.vocab import TextStream
 from llama_stack_lite.stack import Stack
 from tests.conformance.inference import InferenceConformance
 from tests.support.serving import Running, serve
@@ -112,7 +112,7 @@ def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
             async with aclosing(engine.generate(Job(prompt=prompt(engine, "go"), max_tokens=400))) as steps:
                 await anext(steps)
         deadline = time.monotonic() + 5
-        while any(slot.sequence for slot in engine.slots):
+        while any(slot.user for slot in engine.cache.slots):
             assert time.monotonic() < deadline
             await asyncio.sleep(0.01)
 
@@ -123,8 +123,10 @@ def test_a_full_queue_is_busy_and_a_closed_engine_unavailable(tiny: Path) -> Non
     engine = Engine(Loaded(tiny, context=512, slots=1, threads=1, batch=256), slots=1, queue=0)
 
     async def main() -> None:
-        with pytest.raises(Busy):
-            await tokens(engine, Job(prompt=[1, 2], max_tokens=4))
+        async with aclosing(engine.generate(Job(prompt=[1, 2], max_tokens=500))) as running:
+            await anext(running)
+            with pytest.raises(Busy):
+                await tokens(engine, Job(prompt=[1, 2], max_tokens=4))
 
     asyncio.run(main())
     engine.close()
@@ -159,8 +161,8 @@ def test_a_grammar_that_gives_up_fails_its_own_request_only(engine: Engine) -> N
         alone = await tokens(engine, healthy)
         stream = engine.generate(broken)
         await anext(stream)
-        [running] = [slot.sequence for slot in engine.slots if slot.sequence]
-        running.matcher.consume_token(engine.vocab.bos)  # what no grammar allows: it is in error from now on
+        [running] = [slot.user for slot in engine.cache.slots if slot.user]
+        running.grammar.consume_token(engine.vocab.bos)  # what no grammar allows: it is in error from now on
         with pytest.raises(InvalidRequest, match="grammar engine"):
             async for _ in stream:
                 pass
@@ -333,7 +335,7 @@ def test_thirty_requests_at_once_do_not_mix(starter: Running) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_leaves_stops_the_model(starter: Running, stream: bool) -> None:
     """The tokens made after the socket closed are fewer than 0.3 s of the pace just seen."""
-    engine: Engine = starter.app.state.stack.inference["local"].served["smollm2-135m"].engine
+    engine: Engine = starter.app.state.stack.inference["local"].residents.places["smollm2-135m"].model.engine
     body = json.dumps(
         {
             "model": "smollm2-135m",
@@ -348,14 +350,14 @@ def test_a_client_that_leaves_stops_the_model(starter: Running, stream: bool) ->
         head += f"Content-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
         slot = until(
-            lambda: next((slot for slot in engine.slots if slot.sequence and slot.sequence.made > 5), None)
+            lambda: next((slot for slot in engine.cache.slots if slot.user and slot.user.made > 5), None)
         )
-        sequence = slot.sequence
+        sequence = slot.user
         started, before = time.monotonic(), sequence.made
         time.sleep(0.5)
         pace = (sequence.made - before) / (time.monotonic() - started)
     at_close = sequence.made
-    until(lambda: slot.sequence is not sequence)
+    until(lambda: slot.user is not sequence)
     assert sequence.made - at_close <= max(3, 0.3 * pace), (at_close, sequence.made, pace)
 
 

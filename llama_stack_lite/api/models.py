@@ -50,6 +50,14 @@ class ModelCard(BaseModel):
     files: list[ModelFile] = Field(default=[], exclude=True)
 
 
+class ModelState(BaseModel):
+    """Whether a model of this process is in memory; `memory` in bytes, `error` says why it failed."""
+
+    state: Literal["unloaded", "loading", "loaded", "failed"]
+    error: str | None = None
+    memory: int | None = None
+
+
 class ModelSource(Protocol):
     """A scheme such as `hf:`, made without arguments. Entry-point group `llama_stack_lite.models`."""
 

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from jsonschema import Draft202012Validator, SchemaError
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -44,6 +45,22 @@ def check(grammar: str, tokenizer: LLTokenizer | None = None, *, param: str) -> 
     if reasons := [each for each in said if not each.startswith("no tokenizer")]:
         reason = " ".join(_WHERE.sub("", "; ".join(reasons)).split())[:500]
         raise InvalidRequest(f"the schema cannot be enforced: {reason}", param=param)
+
+
+class Constrained(Protocol):
+    """A vocabulary, as grammars want it."""
+
+    @property
+    def constrained(self) -> LLTokenizer: ...
+
+
+def matcher(grammar: str, vocab: Constrained) -> LLMatcher:
+    """What follows a grammar token by token; takes 0.1 to 1 s at a vocabulary's first use."""
+    found = LLMatcher(vocab.constrained, grammar)
+    if found.is_error():
+        reason = found.get_error().splitlines()[0]
+        raise InvalidRequest(f"the schema cannot be honoured: {reason}", param="response_format")
+    return found
 
 
 def _accepted(lark: str, param: str) -> str:

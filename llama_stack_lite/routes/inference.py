@@ -66,7 +66,7 @@ def _encoded(vector: list[float], encoding: str) -> list[float] | str:
 
 
 class ModelEntry(BaseModel, extra="allow"):
-    """OpenAI's model object, and beside it the facts of our model card."""
+    """OpenAI's model object, and beside it the facts of our model card and the model's state in memory."""
 
     id: str
     object: str = "model"
@@ -76,6 +76,8 @@ class ModelEntry(BaseModel, extra="allow"):
     @classmethod
     def of(cls, model: Model) -> "ModelEntry":
         facts = model.card.model_dump(exclude={"id"}, exclude_none=True)
+        if hasattr(model.provider, "state"):
+            facts |= model.provider.state(model.name).model_dump(exclude_none=True)
         return cls(id=model.id, owned_by=model.provider_name, **facts)
 
 

@@ -1,9 +1,9 @@
-"""llama.cpp in this process: every model a GGUF file, loaded at start, shared by all requests."""
+"""llama.cpp in this process: every model a GGUF file, in memory while it is used, shared by all requests."""
 
-import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
+from pathlib import Path
 
 from pydantic import Field
 
@@ -14,72 +14,105 @@ from llama_stack_lite.api.inference import (
     CompletionRequest,
     Embeddings,
 )
-from llama_stack_lite.api.models import ModelCard
-from llama_stack_lite.errors import InvalidRequest, NotFound
-from llama_stack_lite.models import LocalModels
+from llama_stack_lite.api.models import ModelCard, ModelState
+from llama_stack_lite.errors import ConfigError, InvalidRequest, NotFound, StackError
+from llama_stack_lite.local.completion import complete
+from llama_stack_lite.local.residents import ResidentModels, Residents
 from llama_stack_lite.stack import Stack
 
-from .chat import Chat
-from .completion import complete
-from .loading import default_threads
-from .served import Served
-
-T = TypeVar("T")
+from .loading import Weights, default_threads
+from .writer import Writer, described, gguf
 
 
 class LlamaCpp:
-    """Chat, tool calls and plain completions on local GGUF models."""
+    """Chat, tool calls, plain completions and embeddings on local GGUF models.
 
-    class Config(LocalModels):
+    A model that cannot be loaded is logged, and asked for it answers why; the others are served.
+    """
+
+    class Config(ResidentModels):
         context: int = Field(4096, ge=64, description="tokens of one request, prompt and answer together")
         slots: int = Field(4, ge=1, le=64, description="requests answered at the same time")
         queue: int = Field(64, ge=0, description="requests that may wait; more are answered 429")
         threads: int = Field(
             default_factory=default_threads, ge=1, description="CPU threads; by default one core is left free"
         )
+        adapters: dict[str, Path] = Field(
+            {}, description="LoRA adapters (GGUF) by name, each served as `model:name`"
+        )
 
     def __init__(self, config: Config, stack: Stack) -> None:
-        self.served: dict[str, Served] = {}
+        self.config = config
+        self.residents: Residents[Writer] = Residents(config)
+        self.cards: dict[str, ModelCard] = {}
+        self.adapted: dict[str, tuple[str, str | None]] = {}
+        cards = config.cards()
+        if config.adapters and len(cards) > 1:
+            raise ConfigError("adapters: they belong to one model, so give it a provider of its own")
+        for card in cards:
+            self._add(card, stack)
+
+    def _add(self, card: ModelCard, stack: Stack) -> None:
+        adapters = {name: path.expanduser() for name, path in self.config.adapters.items()}
+        settings = self.config.model_dump(include={"context", "slots", "queue", "threads"})
+        load = partial(Writer, card, stack, adapters=adapters, **settings)
+        described, size = self._look(card)
+        self.residents.add(card.id, load, size=size, now=self.config.preload)
+        for adapter in (None, *adapters):
+            name = f"{card.id}:{adapter}" if adapter else card.id
+            self.adapted[name] = card.id, adapter
+            self.cards[name] = described.model_copy(update={"id": name})
+
+    def _look(self, card: ModelCard) -> tuple[ModelCard, int]:
+        """The card with what the file says, and the bytes that the model will take.
+
+        Where the file cannot be read the card stays as it is: loading it will say why.
+        """
         try:
-            for card in config.cards():
-                self.served[card.id] = Served(
-                    card,
-                    context=config.context,
-                    slots=config.slots,
-                    queue=config.queue,
-                    threads=config.threads,
-                )
-        except BaseException:
-            self.close()
-            raise
-        self.chats = {name: Chat(served, stack) for name, served in self.served.items()}
+            path = gguf(card)
+            weights = Weights(path, vocab_only=True)
+        except StackError:
+            return card, 0
+        try:
+            found = described(card, weights, context=self.config.context)
+            cells = (found.context_length or 0) * self.config.slots
+            return found, path.stat().st_size + cells * weights.cell()
+        finally:
+            weights.close()
 
     async def models(self) -> list[ModelCard]:
-        return [served.card for served in self.served.values()]
+        return list(self.cards.values())
+
+    def state(self, model: str) -> ModelState:
+        return self.residents.state(self.adapted[model][0])
 
     async def chat(self, model: str, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
-        async with aclosing(self._found(model, self.chats).answer(request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        async with self._writer(model) as (writer, adapter):
+            chunks = writer.chats[adapter].answer(request)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
 
     async def complete(self, model: str, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
-        async with aclosing(complete(self._found(model, self.served), request)) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        async with self._writer(model) as (writer, adapter):
+            chunks = complete(writer.served[adapter], request)
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    yield chunk
 
     async def embed(
         self, model: str, inputs: list[str] | list[list[int]], *, dimensions: int | None = None
     ) -> Embeddings:
         raise InvalidRequest(f"`{model}` makes no embeddings", param="model")
 
-    def _found(self, model: str, kept: dict[str, T]) -> T:
-        if model not in kept:
-            raise NotFound("model", model, kept, param="model", code="model_not_found")
-        return kept[model]
-
-    def close(self) -> None:
-        for served in self.served.values():
-            served.engine.close()
+    @asynccontextmanager
+    async def _writer(self, model: str) -> AsyncIterator[tuple[Writer, str | None]]:
+        if model not in self.adapted:
+            raise NotFound("model", model, self.adapted, param="model", code="model_not_found")
+        name, adapter = self.adapted[model]
+        async with self.residents.use(name) as writer:
+            writer.check(adapter)
+            yield writer, adapter
 
     async def aclose(self) -> None:
-        await asyncio.to_thread(self.close)
+        await self.residents.aclose()

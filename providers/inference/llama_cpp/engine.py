@@ -2,60 +2,39 @@
 up to a budget, a piece of the prompts that are new."""
 
 import asyncio
-import ctypes
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from typing import Literal
 
 import llama_cpp.llama_cpp as lib
 import llguidance
 import numpy as np
 
-from llama_stack_lite.errors import Busy, InvalidRequest, StackError, Unavailable
+from llama_stack_lite.client import client
+from llama_stack_lite.errors import Busy, StackError, Unavailable
+from llama_stack_lite.local.engine import Job, Step
+from llama_stack_lite.prompting.constraints import matcher
 
+from .batch import BATCH, Batch, Ids, Pace
+from .cache import WORTH_COPYING, Cache, Slot, common
 from .loading import Loaded
-from .sampling import Sampler, Sampling, logprobs, row_of
+from .sampling import Sampler, logprobs, row_of
 
 log = logging.getLogger(__name__)
-
-BATCH = 256  # rows of one step, at most
-SHARED_BATCH = 64  # rows while others wait for their next token: a longer step would stall them
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What to generate. `top_logprobs` None means no log-probabilities; `score_prompt` wants the prompt's."""
-
-    prompt: list[int]
-    max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
-    grammar: str | None = None
-    top_logprobs: int | None = None
-    score_prompt: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One token out, of the answer or (`prompt`) scored in the prompt; the last has a `finish`."""
-
-    token: int | None = None
-    logprob: float | None = None
-    top: list[tuple[int, float]] = field(default_factory=list)
-    finish: Literal["stop", "length"] | None = None
-    prompt: bool = False
-    cached: int = 0
 
 
 class Sequence:
     """A job in progress; `todo` are the tokens that the next steps still have to read."""
 
-    def __init__(self, job: Job, matcher: llguidance.LLMatcher | None) -> None:
+    def __init__(self, job: Job, grammar: llguidance.LLMatcher | None) -> None:
         self.job = job
-        self.matcher = matcher
-        self.todo = list(job.prompt)
+        self.grammar = grammar
+        self.client = client.get()
+        self.prompt: Ids = np.array(job.prompt, dtype=np.int32)
+        self.todo = self.prompt
         self.made = 0
         self.cached = 0
         self.cancelled = False
@@ -68,21 +47,6 @@ class Sequence:
         return self.made == 0
 
 
-@dataclass(slots=True)
-class Slot:
-    """A place in the KV cache: the tokens that it holds, and who is using it."""
-
-    number: int
-    tokens: list[int] = field(default_factory=list)
-    sequence: Sequence | None = None
-    used: int = 0
-
-    def shared(self, prompt: list[int]) -> int:
-        """How many tokens of a prompt are in the cache already; one is always left to read."""
-        limit = min(len(self.tokens), len(prompt) - 1)
-        return next((i for i in range(limit) if self.tokens[i] != prompt[i]), limit)
-
-
 class Engine:
     """Continuous batching over one loaded model. All of llama.cpp is touched by one thread only."""
 
@@ -90,13 +54,15 @@ class Engine:
         self.loaded = loaded
         self.vocab = loaded.vocab
         self.queue = queue
-        self.slots = [Slot(number) for number in range(slots)]
-        self.waiting: deque[Sequence] = deque()
+        self.cache = Cache(loaded.memory, slots=slots, room=loaded.context_length + 1)
+        self.waiting: list[Sequence] = []
         self.broken: str | None = None
-        self._clock = 0
+        self._adapter: str | None = None
+        self._served: Counter[str] = Counter()  # when each client was last given a slot
         self._closing = False
         self._wake = threading.Condition()
         self._batch = Batch(BATCH)
+        self._pace = Pace()
         self._thread = threading.Thread(target=self._work, name="llama.cpp", daemon=True)
         self._thread.start()
 
@@ -105,8 +71,8 @@ class Engine:
 
         Raises `Busy` when the queue is full, `Unavailable` when the engine broke.
         """
-        matcher = await asyncio.to_thread(self._matcher, job.grammar) if job.grammar else None
-        sequence = Sequence(job, matcher)
+        grammar = await asyncio.to_thread(matcher, job.grammar, self.vocab) if job.grammar else None
+        sequence = Sequence(job, grammar)
         self._submit(sequence)
         try:
             while True:
@@ -121,21 +87,24 @@ class Engine:
             with self._wake:
                 self._wake.notify()
 
-    def _matcher(self, grammar: str) -> llguidance.LLMatcher:
-        matcher = llguidance.LLMatcher(self.vocab.constrained, grammar)
-        if matcher.is_error():
-            reason = matcher.get_error().splitlines()[0]
-            raise InvalidRequest(f"the schema cannot be honoured: {reason}", param="response_format")
-        return matcher
-
     def _submit(self, sequence: Sequence) -> None:
         with self._wake:
             if self.broken or self._closing:
                 raise Unavailable(f"the model is not running: {self.broken or 'it is being closed'}")
-            if len(self.waiting) >= self.queue:
-                raise Busy(f"{len(self.waiting)} requests wait for this model already")
             self.waiting.append(sequence)
+            if len(self.waiting) > self.queue + len(self.cache.free()):
+                greediest = self._greediest()
+                self.waiting.remove(greediest)
+                busy = Busy(f"{len(self.waiting)} requests wait for this model already")
+                if greediest is sequence:
+                    raise busy
+                _deliver([(greediest, busy)])
             self._wake.notify()
+
+    def _greediest(self) -> Sequence:
+        """The newest of those that wait for the client who has most of them waiting."""
+        waiting = Counter(each.client for each in self.waiting)
+        return max(reversed(self.waiting), key=lambda each: waiting[each.client])
 
     def close(self) -> None:
         """Stop the thread, fail what still runs, free the model."""
@@ -162,87 +131,122 @@ class Engine:
             while not self._closing:
                 self._drop_cancelled()
                 self._admit()
-                if any(slot.sequence for slot in self.slots):
+                if any(slot.user for slot in self.cache.slots):
                     return True
                 self._wake.wait()
             return False
 
     def _drop_cancelled(self) -> None:
-        self.waiting = deque(each for each in self.waiting if not each.cancelled)
-        for slot in self.slots:
-            if slot.sequence and slot.sequence.cancelled:
+        self.waiting = [each for each in self.waiting if not each.cancelled]
+        for slot, sequence in self._active():
+            if sequence.cancelled:
                 self._release(slot)
+        known = {each.client for each in self.waiting} | {each.client for _, each in self._active()}
+        self._served = Counter({name: when for name, when in self._served.items() if name in known})
+
+    def _active(self) -> list[tuple[Slot, Sequence]]:
+        return [(slot, slot.user) for slot in self.cache.slots if slot.user]
 
     def _admit(self) -> None:
-        while self.waiting and (free := [slot for slot in self.slots if slot.sequence is None]):
-            sequence = self.waiting.popleft()
-            prompt = sequence.job.prompt
-            slot = max(free, key=lambda each: (each.shared(prompt), -each.used))
-            keep = 0 if sequence.job.score_prompt else slot.shared(prompt)
-            # a recurrent or sliding-window cache refuses a partial cut: then all is read again
-            if not lib.llama_memory_seq_rm(self.loaded.memory, slot.number, keep, -1):
-                lib.llama_memory_seq_rm(self.loaded.memory, slot.number, -1, -1)
-                keep = 0
-            slot.tokens = slot.tokens[:keep]
+        for sequence in self._in_turn():
+            if not self.cache.free():
+                return
+            if self._is_coming(sequence):
+                continue
+            self.waiting.remove(sequence)
+            self._served[sequence.client] = self.cache.now()
+            slot, keep = self.cache.take(sequence.prompt, sequence.job.adapter)
+            if sequence.job.score_prompt:
+                keep = self.cache.cut(slot, 0)
             sequence.cached = keep
-            sequence.todo = prompt[keep:]
-            sequence.sampler = Sampler(self.vocab, sequence.job.sampling, sequence.matcher)
-            slot.sequence = sequence
+            sequence.todo = sequence.prompt[keep:]
+            sequence.sampler = Sampler(self.vocab, sequence.job.sampling, sequence.grammar)
+            slot.user = sequence
+
+    def _in_turn(self) -> Iterator[Sequence]:
+        """Who waits: first of the clients that have the fewest running, then of those not served for longest."""
+        left = list(self.waiting)
+        while left:
+            running = Counter(sequence.client for _, sequence in self._active())
+            yield (sequence := min(left, key=lambda each: (running[each.client], self._served[each.client])))
+            left.remove(sequence)
+
+    def _is_coming(self, sequence: Sequence) -> bool:
+        """Whether another is just reading the same prefix: to wait and copy it is faster than to read it."""
+        if sequence.job.score_prompt:
+            return False
+        _, held = self.cache.best(sequence.prompt, sequence.job.adapter)
+        for slot, other in self._active():
+            if other.reading and slot.adapter == sequence.job.adapter:
+                shared = common(other.prompt, sequence.prompt[:-1])
+                if shared >= held + WORTH_COPYING and slot.length < shared:
+                    return True
+        return False
 
     def _release(self, slot: Slot) -> None:
-        assert slot.sequence and slot.sequence.sampler
-        slot.sequence.sampler.close()
-        slot.sequence = None
-        self._clock += 1
-        slot.used = self._clock
+        slot.user.sampler.close()
+        self.cache.release(slot)
 
     def _step(self) -> None:
         """Read a batch of tokens and sample after each sequence that has read all of its own."""
-        rows = self._fill()
+        started = time.perf_counter()
+        rows, writers = self._fill()
         code = lib.llama_decode(self.loaded.context, self._batch.handle)
         if code < 0:
             raise RuntimeError(f"llama_decode failed with {code}")
         out: list[tuple[Sequence, Step | StackError]] = []
         for slot, first, count in rows:
-            sequence = slot.sequence
-            assert sequence
+            sequence: Sequence = slot.user
             if code:
                 out.append((sequence, Unavailable("no room left in the KV cache")))
-                lib.llama_memory_seq_rm(self.loaded.memory, slot.number, -1, -1)
-                slot.tokens = []
+                self.cache.cut(slot, 0)
                 self._release(slot)
                 continue
-            slot.tokens += sequence.todo[:count]
+            slot.extend(sequence.todo[:count])
             out += [(sequence, step) for step in self._sampled(slot, sequence, first, count)]
+        self._pace.learn(
+            time.perf_counter() - started, writers=writers, read=self._batch.handle.n_tokens - writers
+        )
         _deliver(out)
 
-    def _fill(self) -> list[tuple[Slot, int, int]]:
-        """Fill the batch in slot order, as separate KV streams want; return `(slot, first row, rows)`."""
-        active = [slot for slot in self.slots if slot.sequence]
-        decoding = sum(1 for slot in active if slot.sequence and not slot.sequence.reading)
-        budget = (SHARED_BATCH if decoding else BATCH) - decoding
-        rows: list[tuple[Slot, int, int]] = []
+    def _fill(self) -> tuple[list[tuple[Slot, int, int]], int]:
+        """Fill the batch in slot order, as separate KV streams want.
+
+        Return `(slot, first row, rows)` of each sequence in it, and how many of them write already.
+        """
+        active = self._turn()
+        writers = sum(1 for _, sequence in active if not sequence.reading)
+        budget = self._pace.rows(readers=len(active) - writers, writers=writers)
+        counts = {slot.number: 1 for slot, _ in active}
+        # the shortest first: it waits for nobody's long prompt, and the long one hardly notices
+        readers = [(slot, sequence) for slot, sequence in active if sequence.reading]
+        for slot, sequence in sorted(readers, key=lambda each: len(each[1].todo)):
+            counts[slot.number] = min(len(sequence.todo), budget)
+            budget -= counts[slot.number]
         self._batch.clear()
-        for slot in active:
-            sequence = slot.sequence
-            assert sequence
-            count = min(len(sequence.todo), budget) if sequence.reading else 1
-            if count == 0:
-                continue
-            budget -= count if sequence.reading else 0
-            whole = count == len(sequence.todo)
-            first = self._batch.add(
-                sequence.todo[:count],
-                start=len(slot.tokens),
-                slot=slot.number,
-                outputs="all"
-                if sequence.job.score_prompt and sequence.reading
-                else "last"
-                if whole
-                else "none",
-            )
-            rows.append((slot, first, count))
-        return rows
+        rows = [
+            (slot, self._add(slot, sequence, counts[slot.number]), counts[slot.number])
+            for slot, sequence in active
+            if counts[slot.number]
+        ]
+        return rows, writers
+
+    def _add(self, slot: Slot, sequence: Sequence, count: int) -> int:
+        outputs: Literal["none", "last", "all"] = "last" if count == len(sequence.todo) else "none"
+        if sequence.job.score_prompt and sequence.reading:
+            outputs = "all"
+        return self._batch.add(sequence.todo[:count], start=slot.length, slot=slot.number, outputs=outputs)
+
+    def _turn(self) -> list[tuple[Slot, Sequence]]:
+        """Those whose turn it is: a step runs under one LoRA adapter, and the next under the next one."""
+        active = self._active()
+        adapters = sorted({slot.adapter or "" for slot, _ in active})
+        later = [adapter for adapter in adapters if adapter > (self._adapter or "")]
+        adapter = (later or adapters)[0] or None
+        if adapter != self._adapter:
+            self.loaded.use_adapter(adapter)
+            self._adapter = adapter
+        return [(slot, sequence) for slot, sequence in active if slot.adapter == adapter]
 
     def _sampled(self, slot: Slot, sequence: Sequence, first: int, count: int) -> list[Step | StackError]:
         """What a sequence gives after the rows it has just read: scores, and perhaps its next token."""
@@ -250,7 +254,7 @@ class Engine:
         if sequence.job.score_prompt and sequence.reading:
             steps += self._scores(sequence, first, count)
         sequence.todo = sequence.todo[count:]
-        if sequence.todo:
+        if len(sequence.todo):
             return steps
         if sequence.job.max_tokens == 0:
             self._release(slot)
@@ -263,7 +267,7 @@ class Engine:
         if step.finish:
             self._release(slot)
         elif step.token is not None:
-            sequence.todo = [step.token]
+            sequence.todo = np.array([step.token], dtype=np.int32)
         return [*steps, step]
 
     def _token(self, slot: Slot, sequence: Sequence, row: int) -> Step:
@@ -280,69 +284,28 @@ class Engine:
         finish: Literal["stop", "length"] | None = None
         if sequence.sampler.complete:
             finish = "stop"
-        elif sequence.made >= sequence.job.max_tokens or len(slot.tokens) >= self.loaded.context_length:
+        elif sequence.made >= sequence.job.max_tokens or slot.length >= self.loaded.context_length:
             finish = "length"
         return Step(token, logprob, top, finish, cached=sequence.cached)
 
     def _scores(self, sequence: Sequence, first: int, count: int) -> list[Step]:
         """The log-probability of each prompt token that follows one of the rows just read."""
-        done = len(sequence.job.prompt) - len(sequence.todo)
+        done = len(sequence.prompt) - len(sequence.todo)
         steps = [Step(sequence.job.prompt[0], prompt=True)] if done == 0 else []
         for offset in range(min(count, len(sequence.todo) - 1)):
             logits = row_of(self.loaded.context, first + offset, self.vocab.size)
-            token = sequence.todo[offset + 1]
+            token = int(sequence.todo[offset + 1])
             steps.append(Step(token, *logprobs(logits, token, sequence.job.top_logprobs or 0), prompt=True))
         return steps
 
     def _fail_all(self, error: StackError) -> None:
         with self._wake:
             self._closing = True
-            left = list(self.waiting) + [slot.sequence for slot in self.slots if slot.sequence]
-            for slot in self.slots:
-                if slot.sequence:
-                    self._release(slot)
-            self.waiting.clear()
+            left = self.waiting + [sequence for _, sequence in self._active()]
+            for slot, _ in self._active():
+                self._release(slot)
+            self.waiting = []
         _deliver([(sequence, error) for sequence in left])
-
-
-class Batch:
-    """A `llama_batch` over numpy arrays, filled by slices."""
-
-    def __init__(self, rows: int) -> None:
-        self.tokens = np.zeros(rows, dtype=np.int32)
-        self.positions = np.zeros(rows, dtype=np.int32)
-        self.slots = np.zeros(rows, dtype=np.int32)
-        self.outputs = np.zeros(rows, dtype=np.int8)
-        self._one = np.ones(rows, dtype=np.int32)
-        base = self.slots.ctypes.data
-        pointer = ctypes.POINTER(lib.llama_seq_id)
-        self._slot_pointers = (pointer * rows)(*[ctypes.cast(base + 4 * i, pointer) for i in range(rows)])
-        self.handle: Any = lib.llama_batch(
-            n_tokens=0,
-            token=self.tokens.ctypes.data_as(ctypes.POINTER(lib.llama_token)),
-            pos=self.positions.ctypes.data_as(ctypes.POINTER(lib.llama_pos)),
-            n_seq_id=self._one.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            seq_id=self._slot_pointers,
-            logits=self.outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
-        )
-
-    def clear(self) -> None:
-        self.handle.n_tokens = 0
-
-    def add(
-        self, tokens: list[int], *, start: int, slot: int, outputs: Literal["none", "last", "all"]
-    ) -> int:
-        """Append rows at positions from `start` on; return the number of the first."""
-        first: int = self.handle.n_tokens
-        rows = slice(first, first + len(tokens))
-        self.tokens[rows] = tokens
-        self.positions[rows] = np.arange(start, start + len(tokens))
-        self.slots[rows] = slot
-        self.outputs[rows] = outputs == "all"
-        if outputs == "last":
-            self.outputs[rows.stop - 1] = 1
-        self.handle.n_tokens = rows.stop
-        return first
 
 
 def _deliver(events: list[tuple[Sequence, Step | StackError]]) -> None:

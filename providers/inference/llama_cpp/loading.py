@@ -3,12 +3,15 @@
 import ctypes
 import logging
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
 
-from llama_stack_lite.errors import ConfigError
+from llama_stack_lite.errors import ConfigError, StackError, Unavailable
+from llama_stack_lite.models import format_size
 
 from .vocab import Vocab
 
@@ -32,36 +35,29 @@ lib.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
 lib.llama_backend_init()
 
 
-class Loaded:
-    """A model and one context of `slots` sequences, each of `context` tokens.
+class Weights:
+    """A model without a context; with `vocab_only` just what the file says of itself.
 
-    Raises `ConfigError` with llama.cpp's own last words where the file or the memory will not do.
+    Raises `ConfigError` with llama.cpp's own last words where the file will not do.
     """
 
-    def __init__(self, path: Path, *, context: int, slots: int, threads: int, batch: int) -> None:
+    def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
         _complaints.clear()
         params = lib.llama_model_default_params()
+        params.vocab_only = vocab_only
+        self.path = path
         self.model: Any = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self.model:
-            raise ConfigError(f"llama.cpp cannot load {path}: {_last_words()}")
-        causal = self.meta(f"{self.meta('general.architecture')}.attention.causal")
-        if lib.llama_model_has_encoder(self.model) or causal == "false":
-            lib.llama_model_free(self.model)
-            raise ConfigError(f"{path} is an encoder, and this provider serves models that write text only")
-        self.trained_context: int = lib.llama_model_n_ctx_train(self.model)
-        wanted = min(context, self.trained_context)
-        self.context: Any = lib.llama_init_from_model(
-            self.model, _context_params(wanted * slots, slots=slots, threads=threads, batch=batch)
-        )
-        if not self.context:
-            lib.llama_model_free(self.model)
-            raise ConfigError(
-                f"no memory for {slots} contexts of {wanted} tokens of {path}: {_last_words()}; "
-                "lower `context` or `slots`"
-            )
-        self.memory: Any = lib.llama_get_memory(self.context)
-        self.context_length: int = lib.llama_n_ctx_seq(self.context)
-        self.vocab = Vocab(self.model)
+            raise ConfigError(f"llama.cpp cannot load {path}: {last_words()}")
+        self.architecture = self.meta("general.architecture") or "unknown"
+        # from the metadata, as a vocabulary alone does not know it
+        self.trained_context = self._number("context_length") or sys.maxsize
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it reads whole texts, and cannot write."""
+        causal = self.meta(f"{self.architecture}.attention.causal")
+        return bool(lib.llama_model_has_encoder(self.model)) or causal == "false"
 
     def meta(self, key: str) -> str | None:
         """A string of the file's metadata, such as `general.architecture`."""
@@ -78,9 +74,100 @@ class Loaded:
         found = lib.llama_model_chat_template(self.model, None)
         return found.decode() if found else None
 
+    def cell(self) -> int:
+        """The bytes that a token takes in the KV cache, at most: keys and values of 16 bits in each layer."""
+        heads = self._number("attention.head_count") or 1
+        width = self._number("attention.key_length") or self._number("embedding_length") // heads
+        return (
+            self._number("block_count") * (self._number("attention.head_count_kv") or heads) * width * 2 * 2
+        )
+
+    def _number(self, key: str) -> int:
+        """A number of the architecture's, the largest where each layer has its own; 0 where it is not said."""
+        return max(map(int, re.findall(r"\d+", self.meta(f"{self.architecture}.{key}") or "")), default=0)
+
+    def close(self) -> None:
+        lib.llama_model_free(self.model)
+
+
+class Loaded:
+    """A model that writes, and one context of `slots` sequences, each of `context` tokens.
+
+    `adapters` are the LoRA adapters that could be laid over it, and `refused` says why others cannot.
+    Raises `ConfigError` where the file or the memory will not do.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        context: int,
+        slots: int,
+        threads: int,
+        batch: int,
+        adapters: dict[str, Path] | None = None,
+    ) -> None:
+        self.weights = Weights(path)
+        self.model = self.weights.model
+        try:
+            if self.weights.encodes:
+                raise ConfigError(f"{path} is an encoder: it makes embeddings, and cannot write")
+            self.context = self._context(context, slots=slots, threads=threads, batch=batch)
+        except StackError:
+            self.weights.close()
+            raise
+        self.memory: Any = lib.llama_get_memory(self.context)
+        self.context_length: int = lib.llama_n_ctx_seq(self.context)
+        self.vocab = Vocab(self.model)
+        self.size: int = (
+            lib.llama_model_size(self.model) + lib.llama_n_ctx(self.context) * self.weights.cell()
+        )
+        self.adapters: dict[str, Any] = {}
+        self.refused: dict[str, str] = {}
+        for name, file in (adapters or {}).items():
+            self._read_adapter(name, file)
+        log.info(
+            "%s: %d contexts of %d tokens, one KV stream each, flash attention where it can; %d threads",
+            path.name,
+            slots,
+            self.context_length,
+            threads,
+        )
+
+    def _context(self, context: int, *, slots: int, threads: int, batch: int) -> Any:
+        wanted = min(context, self.weights.trained_context)
+        lower = f"for {slots} contexts of {wanted} tokens of {self.weights.path}; lower `context` or `slots`"
+        needed, free = wanted * slots * self.weights.cell(), _free_memory()
+        if free is not None and needed > free:
+            raise ConfigError(f"{format_size(needed)} are needed and {format_size(free)} are free {lower}")
+        found = lib.llama_init_from_model(
+            self.model, _context_params(wanted * slots, slots=slots, threads=threads, batch=batch)
+        )
+        if not found:
+            raise ConfigError(f"no memory {lower} ({last_words()})")
+        return found
+
+    def _read_adapter(self, name: str, path: Path) -> None:
+        _complaints.clear()
+        found = lib.llama_adapter_lora_init(self.model, str(path).encode()) if path.is_file() else None
+        if found:
+            self.adapters[name] = found
+        else:
+            reason = last_words() if path.is_file() else f"there is no file {path}"
+            self.refused[name] = f"{path} cannot be laid over {self.weights.path.name}: {reason}"
+            log.error("adapter `%s`: %s", name, self.refused[name])
+
+    def use_adapter(self, name: str | None) -> None:
+        """Lay one adapter over the model, or none, from the next decode on."""
+        chosen = [self.adapters[name]] if name else []
+        adapters = (lib.llama_adapter_lora_p_ctypes * len(chosen))(*chosen)
+        scales = (ctypes.c_float * len(chosen))(*[1.0] * len(chosen))
+        if lib.llama_set_adapters_lora(self.context, adapters, len(chosen), scales):
+            raise Unavailable(f"the adapter `{name}` cannot be used: {last_words()}")
+
     def close(self) -> None:
         lib.llama_free(self.context)
-        lib.llama_model_free(self.model)
+        self.weights.close()
 
 
 def _context_params(total: int, *, slots: int, threads: int, batch: int) -> Any:
@@ -96,8 +183,21 @@ def _context_params(total: int, *, slots: int, threads: int, batch: int) -> Any:
     return params
 
 
-def _last_words() -> str:
+def last_words() -> str:
+    """What llama.cpp complained of last."""
     return " / ".join(_complaints[-2:]) or "it gave no reason"
+
+
+def _free_memory() -> int | None:
+    """Bytes to be had without swapping; None where the system does not say, or a GPU holds the cache."""
+    if lib.llama_supports_gpu_offload():
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    found = {name: value.split()[0] for name, _, value in (line.partition(":") for line in lines)}
+    return int(found["MemAvailable"]) * 1024 if "MemAvailable" in found else None
 
 
 def default_threads() -> int:

@@ -1,8 +1,6 @@
 """How the next token is chosen: llama.cpp's sampler chain, a grammar's mask, and log-probabilities."""
 
 import ctypes
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import llama_cpp.llama_cpp as lib
 import llguidance
@@ -10,25 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_stack_lite.errors import InvalidRequest
+from llama_stack_lite.local.engine import Sampling
 
 from .vocab import Vocab
 
 Logits = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """One sequence's settings, already checked; `temperature` 0 is greedy."""
-
-    temperature: float = 0.8
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    seed: int = lib.LLAMA_DEFAULT_SEED
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 class Sampler:

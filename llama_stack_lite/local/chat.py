@@ -1,4 +1,4 @@
-"""A chat turn on llama.cpp: which prompt, under which grammar, and what the tokens come to mean."""
+"""A chat turn on a local engine: which prompt, under which grammar, and what the tokens come to mean."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ from llama_stack_lite.stack import Stack
 
 from .engine import Job
 from .readers import Arguments, Calls, Grounded, Reader, Text
-from .served import Served, check_supported, merged
+from .served import Prompt, Served, check_supported, merged
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 class Turn:
     """What the model is asked, and how to read what it says."""
 
-    prompt: list[int]
+    prompt: Prompt
     reader: Callable[[], Reader]
     grammar: str | None = None
     shows_marks: bool = False  # control tokens are text to the reader, as they mark calls
@@ -54,7 +54,8 @@ class Chat:
         """Yield the chunks of all `n` choices as they come, then the usage."""
         check_supported(request)
         turn = await self._turn(request)
-        usage = Usage(prompt_tokens=len(turn.prompt), prompt_tokens_details=TokenDetails(cached_tokens=0))
+        details = TokenDetails(cached_tokens=0)
+        usage = Usage(prompt_tokens=len(turn.prompt.tokens), prompt_tokens_details=details)
         choices = [self._choice(request, turn, index, usage) for index in range(request.n)]
         async with aclosing(merged(choices) if len(choices) > 1 else choices[0]) as pieces:
             async for piece in pieces:
@@ -94,7 +95,7 @@ class Chat:
     def _filled_in(self, function: FunctionDefinition, said: str) -> Turn:
         messages = assisted.arguments_messages(function, said)
         return Turn(
-            prompt=self.served.vocab.prompt(self.served.template.render(messages, None)),
+            prompt=self.served.prompt(messages, None),
             grammar=arguments_grammar(function.schema_of_arguments(), said),
             reader=lambda: Arguments(function),
             copies=True,
@@ -110,7 +111,7 @@ class Chat:
         text, stops = assisted.answer_prompt(request.messages, passage=passage)
         stops += request.stops()
         grammar = _answer_grammar(request)
-        prompt = self.served.vocab.prompt([(text, False)])
+        prompt = Prompt(self.served.vocab.prompt([(text, False)]))
         if passage is None or grammar:
             return Turn(prompt=prompt, grammar=grammar, reader=lambda: Text([] if grammar else stops))
         return Turn(prompt=prompt, reader=lambda: Grounded(stops, passage=passage, request=question))
@@ -118,7 +119,7 @@ class Chat:
     def _native(self, request: ChatRequest, functions: list[FunctionDefinition]) -> Turn:
         """The model's own template, and its own format of calls where it may call."""
         tools = [tool for tool in request.tools or [] if tool.function in functions] or None
-        prompt = self.served.vocab.prompt(self.served.template.render(request.messages, tools))
+        prompt = self.served.prompt(request.messages, tools)
         stops = [*request.stops(), *self.served.template.stops]
         if not functions:
             return Turn(prompt=prompt, grammar=_answer_grammar(request), reader=lambda: Text(stops))

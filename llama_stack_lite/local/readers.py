@@ -7,7 +7,7 @@ from llama_stack_lite.api.inference import Delta, FinishReason, FunctionDefiniti
 from llama_stack_lite.prompting import assisted
 from llama_stack_lite.prompting.formats import Format
 
-from .vocab import TextStream
+from .text import TextStream
 
 Said = tuple[Delta, FinishReason | None]
 

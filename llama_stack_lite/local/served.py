@@ -1,59 +1,70 @@
-"""One model as it is served: its engine, its card, and its way of writing prompts and calls."""
+"""One model as it is served: its engine, its card, and its way of writing prompts."""
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
-from llama_stack_lite.api.inference import CompletionRequest, TokenLogprob, TopLogprob
+from llama_stack_lite.api.inference import CompletionRequest, Message, TokenLogprob, Tool, TopLogprob
 from llama_stack_lite.api.inference import Sampling as Request
 from llama_stack_lite.api.models import ModelCard
-from llama_stack_lite.errors import ConfigError, ContextOverflow, InvalidRequest
-from llama_stack_lite.models import paths
-from llama_stack_lite.prompting.formats import detect
+from llama_stack_lite.errors import ContextOverflow, InvalidRequest
 from llama_stack_lite.prompting.template import ChatTemplate
 
-from .engine import BATCH, Engine, Job, Step
-from .loading import Loaded
-from .sampling import Sampling
+from .engine import Engine, Job, Sampling, Step, Vocab
 
 T = TypeVar("T")
 
 MOST_CHOICES = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids, and the images among them in the engine's own form."""
+
+    tokens: list[int]
+    media: Any = None
+
+
+class Sight(Protocol):
+    """How an engine whose model sees reads a conversation with images."""
+
+    def prompt(
+        self, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool] | None
+    ) -> Prompt: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A loaded model and the facts that the GGUF adds to its card."""
+    """A loaded model: `context_length` in tokens, `adapter` the LoRA adapter that is laid over it."""
 
-    def __init__(self, card: ModelCard, *, context: int, slots: int, queue: int, threads: int) -> None:
-        files = [path for name, path in paths(card).items() if name.endswith(".gguf")]
-        if not files:
-            raise ConfigError(f"`{card.id}` has no .gguf file, and llama-cpp reads no other")
-        loaded = Loaded(files[0], context=context, slots=slots, threads=threads, batch=BATCH)
-        self.engine = Engine(loaded, slots=slots, queue=queue)
-        self.vocab = loaded.vocab
-        self.context_length = loaded.context_length
-        source = loaded.chat_template()
-        self.template = ChatTemplate(
-            source, bos=self.vocab.bos_text, eos=self.vocab.eos_text, specials=self.vocab.specials
-        )
-        self.card = card.model_copy(
-            update={
-                "context_length": loaded.context_length,
-                "tool_calling": card.tool_calling or detect(source),
-                "family": card.family or loaded.meta("general.architecture"),
-            }
-        )
+    card: ModelCard
+    engine: Engine
+    vocab: Vocab
+    template: ChatTemplate
+    context_length: int
+    sight: Sight | None = None
+    adapter: str | None = None
 
-    def job(self, prompt: list[int], request: Request, *, index: int, limit: int | None) -> Job:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> Prompt:
+        """The conversation as the model was trained to read it."""
+        if self.sight:
+            return self.sight.prompt(self.template, messages, tools)
+        return Prompt(self.vocab.prompt(self.template.render(messages, tools)))
+
+    def job(self, prompt: Prompt, request: Request, *, index: int, limit: int | None) -> Job:
         """A job without grammar or log-probabilities yet; raises `ContextOverflow` where nothing fits."""
-        if len(prompt) >= self.context_length:
+        length = len(prompt.tokens)
+        if length >= self.context_length:
             param = "prompt" if isinstance(request, CompletionRequest) else "messages"
-            raise ContextOverflow(limit=self.context_length, prompt=len(prompt), param=param)
-        room = self.context_length - len(prompt)
+            raise ContextOverflow(limit=self.context_length, prompt=length, param=param)
+        room = self.context_length - length
         return Job(
-            prompt=prompt,
+            prompt=prompt.tokens,
+            media=prompt.media,
+            adapter=self.adapter,
             max_tokens=room if limit is None else min(limit, room),
             sampling=self._sampling(request, index),
         )
@@ -84,7 +95,7 @@ class Served:
         """The log-probability of a continuation after a raw prompt, summed over its tokens."""
         head = self.vocab.prompt([(prompt, True)])
         tail = self.vocab.tokens_of(continuation, special=False)
-        job = Job(prompt=head + tail, max_tokens=0, score_prompt=True)
+        job = Job(prompt=head + tail, max_tokens=0, score_prompt=True, adapter=self.adapter)
         async with aclosing(self.engine.generate(job)) as steps:
             scores = [step.logprob or 0.0 async for step in steps if step.prompt]
         return sum(scores[len(head) :])
@@ -112,7 +123,7 @@ def check_supported(request: Request) -> None:
         raise InvalidRequest(f"n: this engine gives at most {MOST_CHOICES} choices", param="n")
     for name in request.model_extra or {}:
         if name not in HINTS:
-            raise InvalidRequest(f"{name}: llama-cpp does not know this field", param=name)
+            raise InvalidRequest(f"{name}: this engine does not know this field", param=name)
 
 
 # fields of OpenAI's API that change nothing here: accounting and caching hints

@@ -16,8 +16,8 @@ from llama_stack_lite.errors import InvalidRequest
 from llama_stack_lite.prompting import constraints
 
 from .engine import Job, Step
-from .served import Served, check_supported, merged
-from .vocab import TextStream
+from .served import Prompt, Served, check_supported, merged
+from .text import TextStream
 
 
 async def complete(served: Served, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
@@ -44,7 +44,7 @@ def _jobs(served: Served, request: CompletionRequest) -> list[Job]:
     for prompt in request.prompts():
         tokens = _tokens(served, prompt)
         for index in range(request.n):
-            job = served.job(tokens, request, index=index, limit=request.max_tokens)
+            job = served.job(Prompt(tokens), request, index=index, limit=request.max_tokens)
             jobs.append(
                 replace(
                     job,

@@ -1,0 +1,1 @@
+"""What every engine in this process shares: from a request to jobs, and from steps to chunks."""

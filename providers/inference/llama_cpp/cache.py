@@ -1,0 +1,105 @@
+"""The KV cache as slots: which tokens each holds, and how a new prompt continues from what is there."""
+
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+import numpy as np
+
+from .batch import Ids
+
+REWRITTEN = 64  # tokens at the end of a slot that may be lost to a prompt that shares the rest
+WORTH_COPYING = 32  # tokens; a copy moves the whole slot, which takes as long as reading about so many
+
+
+class Slot:
+    """A place in the cache for one sequence. `user` is whoever fills it now, `used` when that last ended."""
+
+    def __init__(self, number: int, room: int) -> None:
+        self.number = number
+        self.length = 0
+        self.used = 0
+        self.adapter: str | None = None
+        self.user: Any = None
+        self._tokens = np.empty(room, dtype=np.int32)
+
+    @property
+    def tokens(self) -> Ids:
+        return self._tokens[: self.length]
+
+    def extend(self, tokens: Ids) -> None:
+        self._tokens[self.length : self.length + len(tokens)] = tokens
+        self.length += len(tokens)
+
+
+def common(one: Ids, other: Ids) -> int:
+    """How many tokens two sequences begin with in common."""
+    length = min(len(one), len(other))
+    differ = one[:length] != other[:length]
+    first = int(differ.argmax()) if length else 0
+    return first if length and differ[first] else length
+
+
+class Cache:
+    """All slots of one context. Only the engine's thread may use it."""
+
+    def __init__(self, memory: Any, *, slots: int, room: int) -> None:
+        self.memory = memory
+        self.slots = [Slot(number, room) for number in range(slots)]
+        self._clock = 0
+
+    def free(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.user is None]
+
+    def best(self, prompt: Ids, adapter: str | None) -> tuple[Slot | None, int]:
+        """The slot that holds most of a prompt's beginning, and how much; one token is left to read."""
+        found: Slot | None = None
+        most = 0
+        for slot in self.slots:
+            if slot.length and slot.adapter == adapter:
+                shared = common(slot.tokens, prompt[:-1])
+                if shared > most or (shared == most and found and found.user and not slot.user):
+                    found, most = slot, shared
+        return found, most
+
+    def take(self, prompt: Ids, adapter: str | None) -> tuple[Slot, int]:
+        """Choose a free slot, and let it hold as much of the prompt as any slot does; return how much."""
+        source, shared = self.best(prompt, adapter)
+        slot = min(self.free(), key=lambda each: each.used)
+        if source and source.user is None and source.length - shared <= min(REWRITTEN, shared):
+            slot = source  # the same conversation, gone on
+        elif source and source is not slot and shared >= WORTH_COPYING:
+            self._copy(source, slot)
+        else:
+            shared = common(slot.tokens, prompt[:-1]) if slot.adapter == adapter else 0
+        slot.adapter = adapter
+        return slot, self.cut(slot, shared)
+
+    def cut(self, slot: Slot, length: int) -> int:
+        """Forget all but the first tokens; a cache that cannot be cut is emptied. Return what is left."""
+        if not lib.llama_memory_seq_rm(self.memory, slot.number, length, -1):
+            lib.llama_memory_seq_rm(self.memory, slot.number, -1, -1)
+            length = 0
+        slot.length = min(slot.length, length)
+        return slot.length
+
+    def release(self, slot: Slot) -> None:
+        slot.user = None
+        self.touch(slot)
+
+    def touch(self, slot: Slot) -> None:
+        """Note that a slot is of use, so that others go before it."""
+        slot.used = self.now()
+
+    def now(self) -> int:
+        """A clock that ticks when it is read."""
+        self._clock += 1
+        return self._clock
+
+    def _copy(self, source: Slot, target: Slot) -> None:
+        lib.llama_memory_seq_rm(self.memory, target.number, -1, -1)
+        # caches with a stream for each sequence take whole copies only
+        lib.llama_memory_seq_cp(self.memory, source.number, target.number, -1, -1)
+        target.length = 0
+        target.extend(source.tokens)
+        if source.user is None:
+            self.touch(source)

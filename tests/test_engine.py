@@ -1,0 +1,278 @@
+"""The llama.cpp engine from inside: prefixes, fairness, adapters, cancelling; all on a tiny random model."""
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llama_stack_lite.client import client
+from llama_stack_lite.errors import Busy
+from llama_stack_lite.local.engine import Job, Sampling, Step
+from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, LEAST, Pace
+from llama_stack_lite.providers.inference.llama_cpp.cache import common
+from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
+from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
+from tests.support.tiny import write_llama
+
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+def engine_of(path: Path, *, slots: int = 4, queue: int = 64, context: int = 1024) -> Engine:
+    return Engine(
+        Loaded(path, context=context, slots=slots, threads=1, batch=BATCH), slots=slots, queue=queue
+    )
+
+
+@pytest.fixture
+def engine(tiny: Path) -> Iterator[Engine]:
+    engine = engine_of(tiny)
+    yield engine
+    engine.close()
+
+
+def ids(count: int, seed: int) -> list[int]:
+    """Token ids of ordinary text, none of which ends an answer."""
+    source = random.Random(seed)
+    return [source.randrange(20, 300) for _ in range(count)]
+
+
+async def run(engine: Engine, prompt: list[int], *, made: int = 8, adapter: str | None = None) -> list[Step]:
+    job = Job(prompt=prompt, max_tokens=made, sampling=GREEDY, adapter=adapter)
+    async with aclosing(engine.generate(job)) as steps:
+        return [step async for step in steps]
+
+
+def said(steps: list[Step]) -> list[int]:
+    return [step.token for step in steps if step.token is not None]
+
+
+def alone(path: Path, prompt: list[int], *, made: int = 8) -> list[int]:
+    """What a fresh engine says to a prompt."""
+    engine = engine_of(path, slots=1)
+    try:
+        with ThreadPoolExecutor(1) as thread:  # whoever asks may be in an event loop
+            return said(thread.submit(asyncio.run, run(engine, prompt, made=made)).result())
+    finally:
+        engine.close()
+
+
+def test_tokens_in_common() -> None:
+    def of(*tokens: int) -> np.ndarray:
+        return np.array(tokens, dtype=np.int32)
+
+    assert common(of(1, 2, 3), of(1, 2, 4)) == 2
+    assert common(of(1, 2), of(1, 2, 3)) == 2
+    assert common(of(5), of(6)) == 0
+    assert common(of(), of(1)) == 0
+
+
+def test_a_conversation_goes_on_where_it_stood(engine: Engine, tiny: Path) -> None:
+    async def main() -> tuple[list[int], list[Step]]:
+        first = ids(300, 1)
+        answer = said(await run(engine, first))
+        second = first + answer + ids(20, 2)
+        return second, await run(engine, second)
+
+    second, steps = asyncio.run(main())
+    assert steps[-1].cached >= 300 + 7, "the last token said was never read, all others were"
+    assert said(steps) == alone(tiny, second)
+
+
+def test_a_shared_prefix_is_copied_and_both_live_on(engine: Engine, tiny: Path) -> None:
+    """What one conversation began with costs the next one nothing, and neither loses its own."""
+    system = ids(200, 1)
+    one, other = system + ids(100, 2), system + ids(100, 3)
+
+    async def main() -> None:
+        await run(engine, one)
+        steps = await run(engine, other)
+        assert 200 <= steps[-1].cached < 204
+        assert said(steps) == alone(tiny, other)
+        again = await run(engine, [*one, *ids(10, 4)])
+        assert again[-1].cached >= 300
+
+    asyncio.run(main())
+
+
+def test_a_prefix_is_copied_from_one_who_still_writes(engine: Engine, tiny: Path) -> None:
+    system = ids(200, 1)
+
+    async def main() -> None:
+        job = Job(prompt=system + ids(50, 2), max_tokens=500, sampling=GREEDY)
+        async with aclosing(engine.generate(job)) as running:
+            await anext(running)
+            steps = await run(engine, system + ids(50, 3))
+            assert 200 <= steps[-1].cached < 204
+            assert said(steps) == alone(tiny, system + ids(50, 3))
+
+    asyncio.run(main())
+
+
+def test_those_who_come_together_read_their_prefix_once(tiny: Path) -> None:
+    """All but one wait for the copy; the first has nobody to copy from."""
+    engine = engine_of(tiny, slots=4)
+    system = ids(600, 1)
+    prompts = [system + ids(10 + number, number) for number in range(4)]
+
+    async def main() -> list[list[Step]]:
+        return await asyncio.gather(*(run(engine, prompt) for prompt in prompts))
+
+    try:
+        answers = asyncio.run(main())
+    finally:
+        engine.close()
+    cached = sorted(steps[-1].cached for steps in answers)
+    assert cached[0] == 0 and all(600 <= each < 605 for each in cached[1:])
+    for prompt, steps in zip(prompts, answers, strict=True):
+        assert said(steps) == alone(tiny, prompt)
+
+
+def test_choices_of_one_request_share_its_prompt(engine: Engine) -> None:
+    prompt = ids(500, 1)
+
+    async def main() -> list[list[Step]]:
+        return await asyncio.gather(*(run(engine, prompt) for _ in range(4)))
+
+    answers = asyncio.run(main())
+    assert sorted(steps[-1].cached for steps in answers) == [0, 499, 499, 499]
+    assert len({tuple(said(steps)) for steps in answers}) == 1
+
+
+def test_the_least_recently_used_prefix_goes_first(engine: Engine) -> None:
+    prompts = [ids(100, seed) for seed in range(4)]
+
+    async def main() -> None:
+        for prompt in prompts:
+            await run(engine, prompt)
+        await run(engine, prompts[0] + ids(5, 9))  # now the second is the oldest
+        await run(engine, ids(100, 8))
+        assert (await run(engine, prompts[0] + ids(6, 9)))[-1].cached >= 100
+        assert (await run(engine, prompts[2] + ids(5, 9)))[-1].cached >= 100
+        assert (await run(engine, prompts[1] + ids(5, 9)))[-1].cached < 4
+
+    asyncio.run(main())
+
+
+def test_greedy_tokens_are_the_same_alone_and_among_sixteen(tiny: Path) -> None:
+    engine = engine_of(tiny, slots=16, context=512)
+    prompts = [ids(5 + 17 * number, number) for number in range(16)]
+
+    async def main() -> list[list[Step]]:
+        return await asyncio.gather(*(run(engine, prompt, made=24) for prompt in prompts))
+
+    try:
+        answers = asyncio.run(main())
+    finally:
+        engine.close()
+    for prompt, steps in zip(prompts, answers, strict=True):
+        assert said(steps) == alone(tiny, prompt, made=24)
+
+
+def test_a_client_with_many_requests_does_not_keep_others_waiting(tiny: Path) -> None:
+    engine = engine_of(tiny, slots=1)
+    finished: list[str] = []
+
+    async def ask(who: str, seed: int) -> None:
+        client.set(who)
+        await run(engine, ids(20, seed), made=30)
+        finished.append(who)
+
+    async def main() -> None:
+        greedy = [asyncio.create_task(ask("greedy", seed)) for seed in range(12)]
+        await asyncio.sleep(0)
+        await asyncio.gather(asyncio.create_task(ask("modest", 99)), *greedy)
+
+    try:
+        asyncio.run(main())
+    finally:
+        engine.close()
+    assert finished.index("modest") < 4
+
+
+def test_a_full_queue_turns_away_whoever_fills_it(tiny: Path) -> None:
+    engine = engine_of(tiny, slots=1, queue=4)
+
+    async def ask(who: str, seed: int) -> str:
+        client.set(who)
+        try:
+            await run(engine, ids(20, seed), made=30)
+        except Busy:
+            return f"{who} turned away"
+        return f"{who} answered"
+
+    async def main() -> list[str]:
+        greedy = [asyncio.create_task(ask("greedy", seed)) for seed in range(12)]
+        await asyncio.sleep(0.01)
+        modest = [asyncio.create_task(ask("modest", 50 + seed)) for seed in range(2)]
+        return await asyncio.gather(*greedy, *modest)
+
+    try:
+        outcomes = asyncio.run(main())
+    finally:
+        engine.close()
+    assert outcomes.count("modest answered") == 2
+    assert outcomes.count("greedy turned away") >= 6
+
+
+def test_two_hundred_random_cancels_leave_nothing_behind(engine: Engine) -> None:
+    source = random.Random(1)
+    threads = threading.active_count()
+
+    async def one(seed: int) -> None:
+        made = source.choice([1, 5, 100])
+        await run(engine, ids(source.randrange(1, 300), seed), made=made)
+
+    async def main() -> None:
+        for seed in range(200):
+            task = asyncio.create_task(one(seed))
+            await asyncio.sleep(source.random() * 0.01)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        await until(lambda: not engine.waiting and not any(slot.user for slot in engine.cache.slots))
+
+    asyncio.run(main())
+    assert threading.active_count() == threads
+    assert len(said(asyncio.run(run(engine, ids(10, 1), made=4)))) == 4
+
+
+def test_one_who_waits_for_a_prefix_goes_on_when_its_reader_is_cancelled(engine: Engine) -> None:
+    prompt = ids(900, 1)
+
+    async def main() -> list[Step]:
+        first = asyncio.create_task(run(engine, prompt))
+        second = asyncio.create_task(run(engine, prompt))
+        await until(lambda: any(slot.length for slot in engine.cache.slots))
+        first.cancel()
+        return await asyncio.wait_for(second, 10)
+
+    assert len(said(asyncio.run(main()))) == 8
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+def test_prompts_get_as_much_of_a_step_as_writing_does() -> None:
+    pace = Pace()
+    assert pace.rows(readers=1, writers=0) == BATCH
+    pace.learn(0.256, writers=0, read=256)  # 1 ms a row
+    pace.learn(0.040, writers=4, read=0)
+    assert pace.rows(readers=1, writers=4) == 30, "three quarters of 40 ms"
+    assert pace.rows(readers=8, writers=4) == 60, "eight readers have twice the share of four writers"
+    pace.learn(1.0, writers=4, read=8)
+    assert LEAST <= pace.rows(readers=1, writers=4) < 30, "a slower row means fewer of them"
