@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 
 from llama_stack_lite.api.inference import (
     ChatChunk,
@@ -21,6 +22,7 @@ from llama_stack_lite.errors import InvalidRequest
 from llama_stack_lite.prompting import assisted, constraints
 from llama_stack_lite.prompting.copying import arguments_grammar
 from llama_stack_lite.prompting.formats import format_for
+from llama_stack_lite.prompting.images import has_images
 from llama_stack_lite.prompting.router import Choice, Router, choose_by_likelihood, nearest
 from llama_stack_lite.stack import Stack
 
@@ -55,7 +57,7 @@ class Chat:
         check_supported(request)
         turn = await self._turn(request)
         details = TokenDetails(cached_tokens=0)
-        usage = Usage(prompt_tokens=len(turn.prompt.tokens), prompt_tokens_details=details)
+        usage = Usage(prompt_tokens=turn.prompt.length, prompt_tokens_details=details)
         choices = [self._choice(request, turn, index, usage) for index in range(request.n)]
         async with aclosing(merged(choices) if len(choices) > 1 else choices[0]) as pieces:
             async for piece in pieces:
@@ -65,12 +67,25 @@ class Chat:
 
     async def _turn(self, request: ChatRequest) -> Turn:
         functions = request.offered()
+        if has_images(request.messages):
+            return await self._seen(request, functions)
         answers = assisted.has_result(request.messages) and not (functions and request.must_call())
         if answers and self.served.card.tool_result == "context":
             return await self._from_result(request)
         if functions and self.served.card.tool_calling == "assisted":
             return await self._assisted(request, functions)
         return await asyncio.to_thread(self._native, request, functions)
+
+    async def _seen(self, request: ChatRequest, functions: list[FunctionDefinition]) -> Turn:
+        """With images, which take time to read, and which only the model's own template can show."""
+        sight = self.served.sight
+        if sight and functions and self.served.card.tool_calling == "assisted":
+            raise InvalidRequest(
+                "tools: this model's calls are made from text alone; ask about an image without `tools`",
+                param="tools",
+            )
+        work = partial(self._native, request, functions)
+        return await asyncio.get_running_loop().run_in_executor(sight.thread if sight else None, work)
 
     async def _assisted(self, request: ChatRequest, functions: list[FunctionDefinition]) -> Turn:
         """For a model trained on no format: the call is chosen for it, and it copies the arguments."""

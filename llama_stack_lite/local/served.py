@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Executor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -22,15 +23,25 @@ MOST_CHOICES = 16
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Token ids, and the images among them in the engine's own form."""
+    """Token ids, and the images among them in the engine's own form.
+
+    `surplus` counts the tokens of context that images take beside their places in `tokens`.
+    """
 
     tokens: list[int]
     media: Any = None
+    surplus: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) + self.surplus
 
 
 class Sight(Protocol):
-    """How an engine whose model sees reads a conversation with images."""
+    """How an engine whose model sees reads a conversation with images; in a thread of its own: it takes time."""
 
+    @property
+    def thread(self) -> Executor: ...
     def prompt(
         self, template: ChatTemplate, messages: Sequence[Message], tools: Sequence[Tool] | None
     ) -> Prompt: ...
@@ -56,11 +67,10 @@ class Served:
 
     def job(self, prompt: Prompt, request: Request, *, index: int, limit: int | None) -> Job:
         """A job without grammar or log-probabilities yet; raises `ContextOverflow` where nothing fits."""
-        length = len(prompt.tokens)
-        if length >= self.context_length:
+        if prompt.length >= self.context_length:
             param = "prompt" if isinstance(request, CompletionRequest) else "messages"
-            raise ContextOverflow(limit=self.context_length, prompt=length, param=param)
-        room = self.context_length - length
+            raise ContextOverflow(limit=self.context_length, prompt=prompt.length, param=param)
+        room = self.context_length - prompt.length
         return Job(
             prompt=prompt.tokens,
             media=prompt.media,

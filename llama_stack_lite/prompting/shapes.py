@@ -11,24 +11,31 @@ from llama_stack_lite.errors import InvalidRequest
 Plain = dict[str, Any]
 
 
-def plain(messages: Sequence[Message], *, developer: bool = False, parts: bool = False) -> list[Plain]:
+def plain(
+    messages: Sequence[Message],
+    *,
+    developer: bool = False,
+    parts: bool = False,
+    image: Callable[[], str | Plain] | None = None,
+) -> list[Plain]:
     """Messages as dictionaries: content one string, `arguments` objects, tool results with their name.
 
     `developer` keeps that role, which most templates do not know and read as system here; `parts` gives
-    content as a list, for templates that read nothing else. Raises `InvalidRequest` at an image, audio or
-    file, naming its place.
+    content as a list, for templates that read nothing else. `image` is called at each image, in order, for
+    what stands in its place: a mark in the text, or a part such as `{"type": "image"}`, which makes a list
+    of the content. Raises `InvalidRequest` naming the place of audio, a file, or an image without it.
     """
     names = {call.id: call.function.name for message in messages for call in message.tool_calls or []}
-    return [
-        _plain(message, number, names, developer=developer, parts=parts)
-        for number, message in enumerate(messages)
-    ]
+    found = []
+    for number, message in enumerate(messages):
+        content = _joined(_contents(message, number, image), parts=parts)
+        found.append(_plain(message, content, names, developer=developer))
+    return found
 
 
-def _plain(message: Message, number: int, names: dict[str, str], *, developer: bool, parts: bool) -> Plain:
+def _plain(message: Message, content: str | list[Plain], names: dict[str, str], *, developer: bool) -> Plain:
     role = "system" if message.role == "developer" and not developer else message.role
-    text = _text(message, number)
-    found: Plain = {"role": role, "content": [{"type": "text", "text": text}] if parts else text}
+    found: Plain = {"role": role, "content": content}
     if name := message.name or names.get(message.tool_call_id or ""):
         found["name"] = name
     if message.tool_call_id:
@@ -45,21 +52,44 @@ def _plain(message: Message, number: int, names: dict[str, str], *, developer: b
     return found
 
 
-def _text(message: Message, number: int) -> str:
-    if message.refusal and message.content is None:
-        return message.refusal
+def _contents(
+    message: Message, number: int, image: Callable[[], str | Plain] | None
+) -> Iterator[str | Plain]:
     if not isinstance(message.content, list):
-        return message.content or ""
-    texts = []
+        yield message.refusal if message.refusal and message.content is None else message.content or ""
+        return
     for place, part in enumerate(message.content):
-        if isinstance(part, ImagePart | OtherPart):
-            what = {"image_url": "images", "input_audio": "audio"}.get(part.type, "files")
-            raise InvalidRequest(
-                f"this model reads text only: it cannot take {what}",
-                param=f"messages[{number}].content[{place}]",
-            )
-        texts.append(part.refusal if part.type == "refusal" else part.text)
-    return "".join(texts)
+        if isinstance(part, ImagePart) and image:
+            yield image()
+        elif isinstance(part, ImagePart | OtherPart):
+            raise _unreadable(part, f"messages[{number}].content[{place}]", sees=image is not None)
+        else:
+            yield part.refusal if part.type == "refusal" else part.text
+
+
+def _joined(contents: Iterator[str | Plain], *, parts: bool) -> str | list[Plain]:
+    """One string, or a list of parts where it must be one or holds one; texts in a row are one text."""
+    found: list[str | Plain] = [""]
+    for content in contents:
+        last = found[-1]
+        if isinstance(content, str) and isinstance(last, str):
+            found[-1] = last + content
+        else:
+            found.append(content)
+    if len(found) == 1 and isinstance(found[0], str) and not parts:
+        return found[0]
+    texts = [_part(each) for each in found if each]
+    return texts or [_part("")]
+
+
+def _part(content: str | Plain) -> Plain:
+    return {"type": "text", "text": content} if isinstance(content, str) else content
+
+
+def _unreadable(part: ImagePart | OtherPart, param: str, *, sees: bool) -> InvalidRequest:
+    what = {"image_url": "images", "input_audio": "audio"}.get(part.type, "files")
+    reads = "text and images" if sees else "text"
+    return InvalidRequest(f"this model reads {reads} only: it cannot take {what}", param=param)
 
 
 def _arguments(text: str) -> Any:
@@ -160,10 +190,11 @@ def _alternating(messages: list[Plain]) -> list[Plain]:
 
 
 def _both(*contents: Any) -> Any:
-    """Contents one after another: texts as paragraphs, lists of parts as one list."""
+    """Contents one after another: texts as paragraphs, as one list where one is a list of parts."""
     if all(isinstance(content, str) for content in contents):
         return "\n\n".join(filter(None, contents))
-    return [part for content in contents for part in content]
+    lists = [[_part(content)] if isinstance(content, str) else content for content in contents if content]
+    return [part for parts in lists for part in parts]
 
 
 _CHANGES: tuple[Callable[[list[Plain]], list[Plain]], ...] = (

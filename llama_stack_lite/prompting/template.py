@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -25,6 +25,12 @@ class Piece(NamedTuple):
 
     text: str
     special: bool
+
+
+class ImagePiece(NamedTuple):
+    """The place of an image; `number` counts them from 0, in the order of the messages."""
+
+    number: int
 
 
 class ChatTemplate:
@@ -61,12 +67,48 @@ class ChatTemplate:
         the messages, they are tried in the shapes that it may have been written for. Raises
         `InvalidRequest` where it refuses them all, or they hold what it cannot show.
         """
-        conversation = plain(
-            messages, developer="developer" in self.source, parts=_reads_parts_only(self.source)
-        )
-        mask = _Mask(self._specials)
         given = {**extra, "add_generation_prompt": add_generation_prompt}
-        given["tools"] = mask.hide([tool.model_dump(exclude_none=True) for tool in tools]) if tools else None
+        pieces = self._render(messages, tools, _Mask(self._specials), image=None, given=given)
+        return [piece for piece in pieces if isinstance(piece, Piece)]
+
+    def render_images(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None,
+        *,
+        parts: bool = False,
+        add_generation_prompt: bool = True,
+        **extra: Any,
+    ) -> list[Piece | ImagePiece]:
+        """As `render`, for a model that sees: the places of the images are pieces of their own.
+
+        With `parts` the template reads `{"type": "image"}` and writes what the model was trained to find
+        there, such as `<|image|>`, and all pieces are text. No request can forge either: an image token
+        that it writes is a piece that is not special. Raises `InvalidRequest` where the template leaves
+        out an image's place.
+        """
+        mask = _Mask(self._specials)
+        image = (lambda: {"type": "image"}) if parts else mask.image
+        given = {**extra, "add_generation_prompt": add_generation_prompt}
+        return self._render(messages, tools, mask, image=image, given=given)
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] | None,
+        mask: "_Mask",
+        *,
+        image: Callable[[], str | Plain] | None,
+        given: dict[str, Any],
+    ) -> list[Piece | ImagePiece]:
+        conversation = plain(
+            messages,
+            developer="developer" in self.source,
+            parts=_reads_parts_only(self.source),
+            image=image,
+        )
+        offered = [tool.model_dump(exclude_none=True) for tool in tools] if tools else None
+        given = {**given, "tools": mask.hide(offered)}
         refusal: TemplateError | None = None
         for shape in shapes(conversation):
             try:
@@ -102,32 +144,44 @@ PLAIN_TURNS = """{%- for message in messages %}
 
 
 class _Mask:
-    """Puts something harmless in the place of control tokens, and takes it away again after rendering."""
+    """Puts something harmless in the place of control tokens and images, and finds it after rendering."""
 
     def __init__(self, specials: re.Pattern[str]) -> None:
         self.specials = specials
-        self.hidden: dict[str, str] = {}
+        self.hidden: dict[str, Piece | ImagePiece] = {}
+        self.images = 0
         # digits survive `upper` and `title`, and nobody can write a stand-in without knowing them
         self.nonce = str(secrets.randbelow(10**18))
+        self.stand_in = re.compile(rf"(\ue000{self.nonce}\.\d+\ue001)")
+
+    def image(self) -> str:
+        """The stand-in of the next image."""
+        self.images += 1
+        return self._keep(ImagePiece(self.images - 1))
 
     def hide(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self.specials.sub(self._stand_in, value)
+            parts = self.stand_in.split(value)  # every other one is an image's, and stays
+            return "".join(part if n % 2 else self._masked(part) for n, part in enumerate(parts))
         if isinstance(value, dict):
             return {self.hide(key): self.hide(inner) for key, inner in value.items()}
         return [self.hide(inner) for inner in value] if isinstance(value, list) else value
 
-    def _stand_in(self, found: re.Match[str]) -> str:
+    def _masked(self, text: str) -> str:
+        return self.specials.sub(lambda found: self._keep(Piece(found[0], False)), text)
+
+    def _keep(self, piece: Piece | ImagePiece) -> str:
         name = f"\ue000{self.nonce}.{len(self.hidden)}\ue001"
-        self.hidden[name] = found[0]
+        self.hidden[name] = piece
         return name
 
-    def pieces(self, text: str) -> list[Piece]:
-        if not self.hidden:
-            return [Piece(text, True)]
-        parts = re.split(rf"(\ue000{self.nonce}\.\d+\ue001)", text)
-        pieces = [Piece(self.hidden.get(part, part), part not in self.hidden) for part in parts]
-        return [piece for piece in pieces if piece.text]
+    def pieces(self, text: str) -> list[Piece | ImagePiece]:
+        """The rendered text with what was hidden; raises `TemplateError` where an image is missing."""
+        parts = self.stand_in.split(text) if self.hidden else [text]
+        found = [self.hidden.get(part, Piece(part, True)) for part in parts if part]
+        if len({piece for piece in found if isinstance(piece, ImagePiece)}) < self.images:
+            raise TemplateError("it leaves an image out")
+        return found or [Piece("", True)]
 
 
 def _reads_parts_only(source: str) -> bool:

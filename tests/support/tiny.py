@@ -1,6 +1,7 @@
 """A tiny random Llama, written as GGUF in seconds: it knows nothing, so whatever holds for it is no luck."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -56,10 +57,18 @@ def write_llama(
     context: int = 4096,
     seed: int = 0,
     causal: bool = True,
+    architecture: str = "llama",
+    specials: Sequence[str] = (),
 ) -> Path:
-    """Write a random two-layer Llama (vocabulary 512, width 64) with a real byte-level BPE tokenizer."""
+    """Write a random two-layer Llama (vocabulary 512, width 64) with a real byte-level BPE tokenizer.
+
+    `specials` are control tokens beside those that it has.
+    """
     tokens, merges = _vocabulary()
-    writer = gguf.GGUFWriter(str(path), "llama")
+    tokens += specials
+    writer = gguf.GGUFWriter(str(path), architecture)
+    if architecture == "qwen2vl":
+        writer.add_rope_dimension_sections([2, 3, 3, 0])  # of half a head: time, height, width
     writer.add_name("tiny")
     writer.add_context_length(context)
     writer.add_causal_attention(causal)
@@ -75,7 +84,7 @@ def write_llama(
     writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list(tokens)
     control, normal = gguf.TokenType.CONTROL, gguf.TokenType.NORMAL
-    writer.add_token_types([control if token in SPECIALS else normal for token in tokens])
+    writer.add_token_types([control if token in (*SPECIALS, *specials) else normal for token in tokens])
     writer.add_token_merges(merges)
     writer.add_bos_token_id(tokens.index("<|begin_of_text|>"))
     writer.add_eos_token_id(tokens.index("<|eot_id|>"))

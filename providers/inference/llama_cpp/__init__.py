@@ -21,7 +21,8 @@ from llama_stack_lite.local.residents import ResidentModels, Residents
 from llama_stack_lite.stack import Stack
 
 from .loading import Weights, default_threads
-from .writer import Writer, described, gguf
+from .quantizing import quantize
+from .writer import Writer, described, files
 
 
 class LlamaCpp:
@@ -40,6 +41,8 @@ class LlamaCpp:
         adapters: dict[str, Path] = Field(
             {}, description="LoRA adapters (GGUF) by name, each served as `model:name`"
         )
+
+    quantize = staticmethod(quantize)
 
     def __init__(self, config: Config, stack: Stack) -> None:
         self.config = config
@@ -69,14 +72,15 @@ class LlamaCpp:
         Where the file cannot be read the card stays as it is: loading it will say why.
         """
         try:
-            path = gguf(card)
+            path, mmproj = files(card)
             weights = Weights(path, vocab_only=True)
         except StackError:
             return card, 0
         try:
-            found = described(card, weights, context=self.config.context)
+            found = described(card, weights, context=self.config.context, sees=mmproj is not None)
             cells = (found.context_length or 0) * self.config.slots
-            return found, path.stat().st_size + cells * weights.cell()
+            size = path.stat().st_size + (mmproj.stat().st_size if mmproj else 0)
+            return found, size + cells * weights.cell()
         finally:
             weights.close()
 

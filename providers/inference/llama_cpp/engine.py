@@ -22,6 +22,7 @@ from .batch import BATCH, Batch, Ids, Pace
 from .cache import WORTH_COPYING, Cache, Slot, common
 from .loading import Loaded
 from .sampling import Sampler, logprobs, row_of
+from .vision import Tile, Tiles, boundary, decode, surplus
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,8 @@ class Sequence:
         self.client = client.get()
         self.prompt: Ids = np.array(job.prompt, dtype=np.int32)
         self.todo = self.prompt
+        self.tiles: Tiles = job.media or {}
+        self.seen = 0  # rows of an image that is read in pieces
         self.made = 0
         self.cached = 0
         self.cancelled = False
@@ -45,6 +48,15 @@ class Sequence:
     @property
     def reading(self) -> bool:
         return self.made == 0
+
+    def sees(self) -> Tile | None:
+        """The image that is to be read next, whole or the rest of it."""
+        return self.tiles.get(len(self.prompt) - len(self.todo)) if self.reading else None
+
+    def text_ahead(self) -> int:
+        """How many tokens there are to read before the next image."""
+        at = len(self.prompt) - len(self.todo)
+        return min((start for start in self.tiles if start > at), default=len(self.prompt)) - at
 
 
 class Engine:
@@ -156,15 +168,15 @@ class Engine:
             self.waiting.remove(sequence)
             self._served[sequence.client] = self.cache.now()
             slot, keep = self.cache.take(sequence.prompt, sequence.job.adapter)
-            if sequence.job.score_prompt:
-                keep = self.cache.cut(slot, 0)
-            sequence.cached = keep
+            keep = self.cache.cut(slot, 0 if sequence.job.score_prompt else boundary(sequence.tiles, keep))
+            held = {at: tile for at, tile in sequence.tiles.items() if at < keep}
+            sequence.cached = keep + surplus(held)
             sequence.todo = sequence.prompt[keep:]
             sequence.sampler = Sampler(self.vocab, sequence.job.sampling, sequence.grammar)
             slot.user = sequence
 
     def _in_turn(self) -> Iterator[Sequence]:
-        """Who waits: first of the clients that have the fewest running, then of those not served for longest."""
+        """Who waits: first of the clients with the fewest running, then of those not served for longest."""
         left = list(self.waiting)
         while left:
             running = Counter(sequence.client for _, sequence in self._active())
@@ -190,17 +202,14 @@ class Engine:
     def _step(self) -> None:
         """Read a batch of tokens and sample after each sequence that has read all of its own."""
         started = time.perf_counter()
-        rows, writers = self._fill()
-        code = lib.llama_decode(self.loaded.context, self._batch.handle)
-        if code < 0:
-            raise RuntimeError(f"llama_decode failed with {code}")
-        out: list[tuple[Sequence, Step | StackError]] = []
+        active = self._turn()
+        out = self._see(active)
+        rows, writers = self._fill([each for each in active if each[0].user and not each[1].sees()])
+        code = self._checked(lib.llama_decode(self.loaded.context, self._batch.handle)) if rows else 0
         for slot, first, count in rows:
             sequence: Sequence = slot.user
             if code:
-                out.append((sequence, Unavailable("no room left in the KV cache")))
-                self.cache.cut(slot, 0)
-                self._release(slot)
+                out.append(self._no_room(slot))
                 continue
             slot.extend(sequence.todo[:count])
             out += [(sequence, step) for step in self._sampled(slot, sequence, first, count)]
@@ -209,19 +218,48 @@ class Engine:
         )
         _deliver(out)
 
-    def _fill(self) -> tuple[list[tuple[Slot, int, int]], int]:
+    def _checked(self, code: int) -> int:
+        """What `llama_decode` returned: 0, or 1 where the cache has no room; raises where it failed."""
+        if code < 0:
+            raise RuntimeError(f"llama_decode failed with {code}")
+        return code
+
+    def _no_room(self, slot: Slot) -> tuple[Sequence, StackError]:
+        sequence: Sequence = slot.user
+        self.cache.cut(slot, 0)
+        self._release(slot)
+        return sequence, Unavailable("no room left in the KV cache")
+
+    def _see(self, active: list[tuple[Slot, Sequence]]) -> list[tuple[Sequence, Step | StackError]]:
+        """Read a piece of the image that each sequence has come to, if any."""
+        out: list[tuple[Sequence, Step | StackError]] = []
+        writers = sum(1 for _, sequence in active if not sequence.reading)
+        budget = self._pace.rows(readers=len(active) - writers, writers=writers)
+        for slot, sequence in active:
+            if tile := sequence.sees():
+                count = tile.rows_from(sequence.seen, budget)
+                place = {"position": slot.length, "sequence": slot.number, "start": sequence.seen}
+                if self._checked(decode(self.loaded.context, tile, count=count, **place)):
+                    out.append(self._no_room(slot))
+                    continue
+                sequence.seen += count
+                if sequence.seen == tile.rows:
+                    slot.extend(sequence.todo[: tile.span])
+                    sequence.todo, sequence.seen = sequence.todo[tile.span :], 0
+        return out
+
+    def _fill(self, active: list[tuple[Slot, Sequence]]) -> tuple[list[tuple[Slot, int, int]], int]:
         """Fill the batch in slot order, as separate KV streams want.
 
         Return `(slot, first row, rows)` of each sequence in it, and how many of them write already.
         """
-        active = self._turn()
         writers = sum(1 for _, sequence in active if not sequence.reading)
         budget = self._pace.rows(readers=len(active) - writers, writers=writers)
         counts = {slot.number: 1 for slot, _ in active}
         # the shortest first: it waits for nobody's long prompt, and the long one hardly notices
         readers = [(slot, sequence) for slot, sequence in active if sequence.reading]
         for slot, sequence in sorted(readers, key=lambda each: len(each[1].todo)):
-            counts[slot.number] = min(len(sequence.todo), budget)
+            counts[slot.number] = min(sequence.text_ahead(), budget)
             budget -= counts[slot.number]
         self._batch.clear()
         rows = [

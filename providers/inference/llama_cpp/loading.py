@@ -13,26 +13,11 @@ import llama_cpp.llama_cpp as lib
 from llama_stack_lite.errors import ConfigError, StackError, Unavailable
 from llama_stack_lite.models import format_size
 
+from .log import complaints, last_words
+from .vision import VISION_BATCH, Vision
 from .vocab import Vocab
 
 log = logging.getLogger(__name__)
-_ERROR = 4  # GGML_LOG_LEVEL_ERROR, which the binding does not name
-_complaints: list[str] = []
-
-
-def _on_log(level: int, text: bytes, data: object) -> None:
-    line = text.decode("utf-8", "replace").rstrip()
-    if level == _ERROR and line:
-        _complaints.append(line)
-        del _complaints[:-5]
-    if line:
-        log.debug("%s", line)
-
-
-# llama.cpp keeps the bare pointer: a collected callback would crash the next load
-_LOG_CALLBACK = lib.llama_log_callback(_on_log)
-lib.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
-lib.llama_backend_init()
 
 
 class Weights:
@@ -42,7 +27,7 @@ class Weights:
     """
 
     def __init__(self, path: Path, *, vocab_only: bool = False) -> None:
-        _complaints.clear()
+        complaints.clear()
         params = lib.llama_model_default_params()
         params.vocab_only = vocab_only
         self.path = path
@@ -83,7 +68,7 @@ class Weights:
         )
 
     def _number(self, key: str) -> int:
-        """A number of the architecture's, the largest where each layer has its own; 0 where it is not said."""
+        """A number of the architecture's, the largest where layers have their own; 0 where it is not said."""
         return max(map(int, re.findall(r"\d+", self.meta(f"{self.architecture}.{key}") or "")), default=0)
 
     def close(self) -> None:
@@ -93,7 +78,8 @@ class Weights:
 class Loaded:
     """A model that writes, and one context of `slots` sequences, each of `context` tokens.
 
-    `adapters` are the LoRA adapters that could be laid over it, and `refused` says why others cannot.
+    `vision` reads images, where there is an mmproj file; `adapters` are the LoRA adapters that could be laid
+    over it, and `refused` says why others cannot.
     Raises `ConfigError` where the file or the memory will not do.
     """
 
@@ -105,20 +91,33 @@ class Loaded:
         slots: int,
         threads: int,
         batch: int,
+        mmproj: Path | None = None,
         adapters: dict[str, Path] | None = None,
     ) -> None:
         self.weights = Weights(path)
         self.model = self.weights.model
+        self.context: Any = None
+        self.vision: Vision | None = None
+        batch = VISION_BATCH if mmproj else batch
         try:
             if self.weights.encodes:
                 raise ConfigError(f"{path} is an encoder: it makes embeddings, and cannot write")
             self.context = self._context(context, slots=slots, threads=threads, batch=batch)
+            self.context_length: int = lib.llama_n_ctx_seq(self.context)
+            self.vocab = Vocab(self.model)
+            if mmproj:
+                self.vision = Vision(
+                    mmproj,
+                    self.model,
+                    vocab=self.vocab,
+                    threads=threads,
+                    batch=batch,
+                    context=self.context_length,
+                )
         except StackError:
-            self.weights.close()
+            self.close()
             raise
         self.memory: Any = lib.llama_get_memory(self.context)
-        self.context_length: int = lib.llama_n_ctx_seq(self.context)
-        self.vocab = Vocab(self.model)
         self.size: int = (
             lib.llama_model_size(self.model) + lib.llama_n_ctx(self.context) * self.weights.cell()
         )
@@ -148,7 +147,7 @@ class Loaded:
         return found
 
     def _read_adapter(self, name: str, path: Path) -> None:
-        _complaints.clear()
+        complaints.clear()
         found = lib.llama_adapter_lora_init(self.model, str(path).encode()) if path.is_file() else None
         if found:
             self.adapters[name] = found
@@ -166,7 +165,10 @@ class Loaded:
             raise Unavailable(f"the adapter `{name}` cannot be used: {last_words()}")
 
     def close(self) -> None:
-        lib.llama_free(self.context)
+        if self.vision:  # it reads the model's vocabulary
+            self.vision.close()
+        if self.context:
+            lib.llama_free(self.context)
         self.weights.close()
 
 
@@ -181,11 +183,6 @@ def _context_params(total: int, *, slots: int, threads: int, batch: int) -> Any:
     params.kv_unified = False
     params.no_perf = True
     return params
-
-
-def last_words() -> str:
-    """What llama.cpp complained of last."""
-    return " / ".join(_complaints[-2:]) or "it gave no reason"
 
 
 def _free_memory() -> int | None:

@@ -14,6 +14,7 @@ from llama_stack_lite.stack import Stack
 from .batch import BATCH
 from .engine import Engine
 from .loading import Loaded, Weights
+from .vision import mmproj_of
 
 
 class Writer:
@@ -33,8 +34,15 @@ class Writer:
         threads: int,
         adapters: dict[str, Path],
     ) -> None:
+        path, mmproj = files(card)
         loaded = Loaded(
-            gguf(card), context=context, slots=slots, threads=threads, batch=BATCH, adapters=adapters
+            path,
+            context=context,
+            slots=slots,
+            threads=threads,
+            batch=BATCH,
+            mmproj=mmproj,
+            adapters=adapters,
         )
         vocab, self.refused, self.memory = loaded.vocab, loaded.refused, loaded.size
         try:
@@ -47,7 +55,7 @@ class Writer:
         except ConfigError:
             loaded.close()
             raise
-        self.card = described(card, loaded.weights, context=loaded.context_length)
+        self.card = described(card, loaded.weights, context=loaded.context_length, sees=mmproj is not None)
         self.engine = Engine(loaded, slots=slots, queue=queue)
         self.served = {
             adapter: Served(
@@ -56,6 +64,7 @@ class Writer:
                 vocab=vocab,
                 template=template,
                 context_length=loaded.context_length,
+                sight=loaded.vision,
                 adapter=adapter,
             )
             for adapter in (None, *loaded.adapters)
@@ -75,19 +84,26 @@ class Writer:
         self.engine.close()
 
 
-def gguf(card: ModelCard) -> Path:
-    """The file to load; raises `ConfigError` where the card has none, or it is not here."""
-    files = [path for name, path in paths(card).items() if name.endswith(".gguf")]
-    if not files:
-        raise ConfigError(f"`{card.id}` has no .gguf file, and llama-cpp reads no other")
-    return files[0]
+def files(card: ModelCard) -> tuple[Path, Path | None]:
+    """The model's file, and its mmproj where it sees.
+
+    Raises `ConfigError` where the card has none, or it is not here, or it is not clear which is which.
+    """
+    found = [path for name, path in paths(card).items() if name.endswith(".gguf")]
+    mmproj = mmproj_of(found, card=card)
+    models = [path for path in found if path != mmproj]
+    if len(models) != 1:
+        names = ", ".join(path.name for path in models) or "no .gguf file"
+        raise ConfigError(f"`{card.id}` has {names}, and llama-cpp reads one model of one GGUF file")
+    return models[0], mmproj
 
 
-def described(card: ModelCard, weights: Weights, *, context: int) -> ModelCard:
-    """The card with the facts that the file adds; `context` is what is configured, in tokens."""
+def described(card: ModelCard, weights: Weights, *, context: int, sees: bool) -> ModelCard:
+    """The card with the facts that the files add; `context` is what is configured, in tokens."""
     facts = {
         "context_length": min(context, weights.trained_context),
         "family": card.family or weights.architecture,
+        "vision": sees,
     }
     if card.kind == "chat":
         facts["tool_calling"] = card.tool_calling or detect(weights.chat_template())
