@@ -25,7 +25,8 @@ from .stack import find, plugins
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int | None], None]
-WEIGHTS = (".gguf", ".onnx")
+WEIGHTS = (".gguf", ".onnx", ".safetensors")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 CHUNK = 1024 * 1024  # bytes
 
 
@@ -89,7 +90,11 @@ def _local(path: Path) -> ModelCard:
         files += [other for other in [path.with_name("tokenizer.json")] if other.is_file()]
     files = [file for file in files if file.is_file() and not file.name.startswith(".")]
     if not any(file.suffix in WEIGHTS for file in files):
-        raise InvalidRequest(f"{path} holds no model: there is no {' or '.join(WEIGHTS)} file")
+        pickled = any(file.suffix in PICKLES for file in files)
+        reason = (
+            "; pickles are not read, since they can run code: convert them to safetensors" if pickled else ""
+        )
+        raise InvalidRequest(f"{path} holds no model: there is no {' or '.join(WEIGHTS)} file{reason}")
     return _card_of(_identifier(path.name if path.is_dir() else path.stem), files)
 
 
@@ -139,7 +144,7 @@ def is_here(card: ModelCard) -> bool:
 
 def _find(card: ModelCard, file: ModelFile) -> Path | None:
     """A file that was pulled, or a local one in place; a checksum speaks of a pulled copy only."""
-    stored = _folder(card.id) / file.name
+    stored = folder_of(card.id) / file.name
     if stored.is_file() and _is_same(file, _kept(card.id)):
         return stored
     if file.sha256 is None:
@@ -176,14 +181,15 @@ def _root() -> Path:
     return home() / "models"
 
 
-def _folder(identifier: str) -> Path:
+def folder_of(identifier: str) -> Path:
+    """Where a model's pulled files lie; it need not exist."""
     return _root() / identifier
 
 
 def _kept(identifier: str) -> ModelCard | None:
     """The card by which the files in a folder were pulled; none for files that a person put there."""
     try:
-        return ModelCard.model_validate_json((_folder(identifier) / ".card.json").read_bytes())
+        return ModelCard.model_validate_json((folder_of(identifier) / ".card.json").read_bytes())
     except FileNotFoundError:
         return None
     except (OSError, ValidationError):
@@ -191,9 +197,10 @@ def _kept(identifier: str) -> ModelCard | None:
         return None
 
 
-def _keep(card: ModelCard) -> None:
+def keep(card: ModelCard) -> None:
+    """Record by which card a model came, in its folder."""
     record = card.model_dump(exclude_defaults=True) | {"files": [file.model_dump() for file in card.files]}
-    path = _folder(card.id) / ".card.json"
+    path = folder_of(card.id) / ".card.json"
     path.with_name(".card.json.part").write_text(json.dumps(record, indent=2), encoding="utf-8")
     os.replace(path.with_name(".card.json.part"), path)
 
@@ -226,20 +233,20 @@ def pull(card: ModelCard, progress: Progress = lambda *_: None, *, offline: bool
     if is_here(card):
         return paths(card)
     try:
-        with _locked(card.id):
+        with locked(card.id):
             _refuse_another(card)
-            _folder(card.id).mkdir(parents=True, exist_ok=True)
-            _keep(card)
+            folder_of(card.id).mkdir(parents=True, exist_ok=True)
+            keep(card)
             for file in card.files:
                 if _find(card, file) is None:
-                    _fetch(file, _folder(card.id) / file.name, progress, offline=offline)
+                    _fetch(file, folder_of(card.id) / file.name, progress, offline=offline)
     except OSError as error:
         raise StackError(f"{card.id}: {error.strerror or error} ({error.filename or _root()})") from error
     return paths(card)
 
 
 @contextmanager
-def _locked(identifier: str) -> Iterator[None]:
+def locked(identifier: str) -> Iterator[None]:
     """Hold a model alone, among threads and processes; the system lets go when a process dies."""
     lock = _root() / ".locks" / identifier.replace("/", "--")
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -273,7 +280,7 @@ def _fetch(file: ModelFile, target: Path, progress: Progress, *, offline: bool) 
         except (NotFound, UpstreamError, InvalidRequest, ConfigError) as error:
             failures.append(f"{source}: {error}")
         else:
-            _publish(part, target)
+            publish(part, target)
             return
     raise UpstreamError(f"{file.name} could not be pulled from {'; '.join(failures)}")
 
@@ -322,7 +329,7 @@ def _verify(part: Path, file: ModelFile) -> None:
         raise UpstreamError(f"the file's sha256 is {digest}, its card says {file.sha256}; it was deleted")
 
 
-def _publish(part: Path, target: Path) -> None:
+def publish(part: Path, target: Path) -> None:
     """Let a whole file appear under its name, and stay there after a power failure."""
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -339,12 +346,12 @@ def remove(identifier: str) -> int:
     here = {entry.card.id: entry for entry in installed()}
     if identifier not in here:
         raise NotFound("installed model", identifier, here)
-    with _locked(identifier):
-        for path in _folder(identifier).iterdir():
+    with locked(identifier):
+        for path in folder_of(identifier).iterdir():
             if path.is_file():
                 path.unlink()
         with suppress(OSError):  # another model's folder lies in it
-            _folder(identifier).rmdir()
+            folder_of(identifier).rmdir()
     return here[identifier].size
 
 

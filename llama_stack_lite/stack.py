@@ -16,7 +16,7 @@ from .plugins import plugins as plugins
 
 P = TypeVar("P")
 
-CALLS = {"chat": "chat", "embedding": "embed"}
+CALLS = {"chat": "chat", "embedding": "embed", "rerank": "rerank"}
 
 
 class Registry(dict[str, P], Generic[P]):
@@ -66,7 +66,11 @@ class Stack:
 
     @classmethod
     def of(cls, connection: HTTPConnection) -> "Stack":
-        """The stack of the application that a request came to: a FastAPI dependency."""
+        """The stack of the application that a request came to.
+
+        Called by each handler: as a plain FastAPI dependency it would run in a thread, which costs more than
+        all else that happens to a short request.
+        """
         found: Stack = connection.app.state.stack
         return found
 

@@ -111,7 +111,7 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     ),
     "choice": (
         f"{OPENAI}    models: [{{id: a, kind: chatt}}]\n",
-        "5:28 inference.r.models[0].kind: must be 'chat' or 'embedding'",
+        "5:28 inference.r.models[0].kind: must be 'chat', 'embedding' or 'rerank'",
     ),
     "no models": (
         "inference: {e: {provider: onnx, models: []}}\n",

@@ -240,7 +240,7 @@ def test_two_hundred_random_cancels_leave_nothing_behind(engine: Engine) -> None
             await asyncio.sleep(source.random() * 0.01)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: not engine.waiting and not any(slot.user for slot in engine.cache.slots))
+        await until(lambda: not engine.line.waiting and not any(slot.user for slot in engine.cache.slots))
 
     asyncio.run(main())
     assert threading.active_count() == threads
@@ -269,10 +269,15 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def test_prompts_get_as_much_of_a_step_as_writing_does() -> None:
     pace = Pace()
-    assert pace.rows(readers=1, writers=0) == BATCH
-    pace.learn(0.256, writers=0, read=256)  # 1 ms a row
+    assert pace.rows(readers=1, writers=0) == Pace.FIRST
+    pace.learn(0.032, writers=0, read=32)  # 1 ms a row
+    assert pace.rows(readers=1, writers=0) == 250, "no step is longer than 250 ms"
+    assert pace.rows(readers=1, writers=4) == 0, "one step without prompts shows what it takes"
     pace.learn(0.040, writers=4, read=0)
     assert pace.rows(readers=1, writers=4) == 30, "three quarters of 40 ms"
-    assert pace.rows(readers=8, writers=4) == 60, "eight readers have twice the share of four writers"
-    pace.learn(1.0, writers=4, read=8)
-    assert LEAST <= pace.rows(readers=1, writers=4) < 30, "a slower row means fewer of them"
+    assert pace.rows(readers=4, writers=4) == 120, "four readers have four times the share"
+    assert pace.rows(readers=60, writers=4) == 250
+    pace.learn(0.080, writers=4, read=8)  # 5 ms a row
+    assert pace.rows(readers=1, writers=4) == 6, "a slower row means fewer of them"
+    pace.learn(10.0, writers=4, read=6)
+    assert pace.rows(readers=1, writers=4) == LEAST

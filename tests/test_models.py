@@ -113,7 +113,7 @@ def test_a_directory_is_a_model_of_all_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "MiniLM"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(InvalidRequest, match=r"no \.gguf or \.onnx file"):
+    with pytest.raises(InvalidRequest, match=r"no \.gguf or \.onnx or \.safetensors file"):
         card(str(folder))
     (folder / "model.onnx").write_bytes(b"weights")
     (folder / ".cache").write_text("hidden")

@@ -59,8 +59,8 @@ def heard(reply: httpx.Response) -> list[float]:
 
 def test_what_is_shown_makes_a_difference(server: Running) -> None:
     red, blue, red_again = (heard(ask(server, "What is this?", part(c))) for c in ("red", "blue", "red"))
-    assert red == pytest.approx(red_again, abs=1e-4)
-    assert red != pytest.approx(blue, abs=1e-3)
+    assert red == pytest.approx(red_again, abs=2e-3)
+    assert red != pytest.approx(blue, abs=1e-2)
 
 
 def test_the_next_turn_finds_the_image_where_it_was(server: Running) -> None:

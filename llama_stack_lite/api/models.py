@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Kind = Literal["chat", "embedding"]
+Kind = Literal["chat", "embedding", "rerank"]
 ToolCalling = Literal["assisted", "llama3-json", "llama-pythonic", "hermes", "mistral", "remote"]
 
 
@@ -35,10 +35,13 @@ class ModelCard(BaseModel):
     family: str | None = None
     parameters: str | None = Field(default=None, description="as the makers say it, such as 135M")
     quantization: str | None = None
+    requantize: str | None = Field(
+        default=None, description="the type, such as q8_0, that llama-cpp makes of the pulled file and loads"
+    )
     license: str | None = None
     context_length: int | None = Field(default=None, ge=1, description="tokens, prompt and answer together")
     embedding_dimension: int | None = Field(default=None, ge=1)
-    pooling: Literal["mean", "cls"] | None = None
+    pooling: Literal["mean", "cls", "last"] | None = None
     query_prefix: str | None = None
     passage_prefix: str | None = None
     temperature: float | None = Field(default=None, ge=0, le=2, description="used where a request gives none")
@@ -51,11 +54,12 @@ class ModelCard(BaseModel):
 
 
 class ModelState(BaseModel):
-    """Whether a model of this process is in memory; `memory` in bytes, `error` says why it failed."""
+    """Whether a model of this process is in memory: how it is held there, in bytes; or why it failed."""
 
     state: Literal["unloaded", "loading", "loaded", "failed"]
-    error: str | None = None
+    detail: str | None = None
     memory: int | None = None
+    error: str | None = None
 
 
 class ModelSource(Protocol):

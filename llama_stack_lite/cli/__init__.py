@@ -18,7 +18,7 @@ COMMANDS = {
     "run": ("run:run", "Serve a distribution behind the OpenAI API."),
     "chat": ("chat:chat", "Talk to a model, here or on a running server."),
     "pull": ("models:pull", "Download models."),
-    "models": ("models:models", "List, show and remove models."),
+    "models": ("models:models", "List, show, quantize and remove models."),
     "providers": ("listings:providers", "List the installed providers."),
     "distro": ("listings:distro", "List, show and copy distributions."),
     "config": ("config:config", "Check and show a configuration, or its JSON Schema."),

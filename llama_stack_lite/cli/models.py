@@ -1,4 +1,4 @@
-"""`llama-lite pull` and `llama-lite models`: get, list, show and remove models."""
+"""`llama-lite pull` and `llama-lite models`: get, list, show, quantize and remove models."""
 
 import json
 from typing import Any
@@ -24,6 +24,7 @@ from llama_stack_lite.models import (
 from llama_stack_lite.models import pull as pull_files
 
 from . import EXIT_INTERRUPT
+from .quantize import quantize
 
 SIZES = ("size", "download_size")
 
@@ -73,7 +74,10 @@ def pull_shown(model: ModelCard, *, offline: bool = False) -> None:
 
 @click.group()
 def models() -> None:
-    """List, show and remove models."""
+    """List, show, quantize and remove models."""
+
+
+models.add_command(quantize)
 
 
 @models.command("list")

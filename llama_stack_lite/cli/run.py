@@ -1,6 +1,7 @@
 """`llama-lite run`: serve a distribution in this process."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -20,6 +21,7 @@ from llama_stack_lite.config import StackConfig
 from llama_stack_lite.errors import ConfigError
 from llama_stack_lite.models import format_size
 from llama_stack_lite.server import create_app
+from llama_stack_lite.stack import Model
 
 from . import EXIT_INTERRUPT, STARTED
 from .config import configured
@@ -134,6 +136,10 @@ async def _serve(config: StackConfig, listener: socket.socket, log_level: str) -
     """Serve until a signal comes; returns the exit code."""
     app = create_app(config)
     async with started(app):
+        # what stands now stands to the end; and many requests at once are no garbage worth searching often
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(10_000, 20, 50)
         settings = uvicorn.Config(
             app,
             lifespan="off",
@@ -156,7 +162,7 @@ def _url(host: str, port: int) -> str:
 
 def _banner(config: StackConfig, app: FastAPI, port: int) -> list[str]:
     url = _url(config.server.host, port)
-    models = [f"{model.id} ({model.card.kind})" for model in app.state.stack.models.values()]
+    models = [_shown(model) for model in app.state.stack.models.values()]
     if more := models[SHOWN:]:
         models = [*models[:SHOWN], f"and {len(more)} more"]
     return [
@@ -165,6 +171,15 @@ def _banner(config: StackConfig, app: FastAPI, port: int) -> list[str]:
         f"export OPENAI_BASE_URL={url}/v1",
         f"export OPENAI_API_KEY={'<your key>' if config.server.api_keys else 'none'}",
     ]
+
+
+def _shown(model: Model) -> str:
+    """A model in the banner: what it is for, and how it is held where it is in this process."""
+    facts: list[str] = [model.card.kind]
+    if hasattr(model.provider, "state"):
+        state = model.provider.state(model.name)
+        facts += [state.detail or state.state] if state.state != "failed" else [f"failed: {state.error}"]
+    return f"{model.id} ({'; '.join(facts)})"
 
 
 def _plan(config: StackConfig, missing: list[ModelCard]) -> list[str]:

@@ -29,10 +29,12 @@ class ResidentModels(LocalModels):
 
 
 class Resident(Protocol):
-    """A loaded model. `memory` is what it takes in bytes; `broken` says why it stopped working."""
+    """A loaded model: the bytes it takes, how it is held in words, and why it stopped working if it did."""
 
     @property
     def memory(self) -> int: ...
+    @property
+    def detail(self) -> str: ...
     @property
     def broken(self) -> str | None: ...
     def close(self) -> None: ...
@@ -70,7 +72,7 @@ class Place(Generic[R]):
             self.error = str(error)
             raise Unavailable(f"`{self.name}` cannot be loaded: {error}") from error
         self.size, self.error = self.model.memory, None
-        log.info("%s is loaded, in %s", self.name, format_size(self.size))
+        log.info("%s is loaded, in %s: %s", self.name, format_size(self.size), self.model.detail)
 
     def close(self) -> None:
         """Let the model go, blocking."""
@@ -83,8 +85,10 @@ class Place(Generic[R]):
         if self.loading:
             return ModelState(state="loading")
         if self.model is not None:
-            failed = self.model.broken
-            return ModelState(state="failed" if failed else "loaded", error=failed, memory=self.size)
+            failed, detail = self.model.broken, self.model.detail
+            return ModelState(
+                state="failed" if failed else "loaded", detail=detail, memory=self.size, error=failed
+            )
         return ModelState(state="failed" if self.error else "unloaded", error=self.error)
 
 

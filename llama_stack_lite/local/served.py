@@ -38,7 +38,7 @@ class Prompt:
 
 
 class Sight(Protocol):
-    """How an engine whose model sees reads a conversation with images; in a thread of its own: it takes time."""
+    """How an engine whose model sees reads conversations; in a thread of its own, as that takes time."""
 
     @property
     def thread(self) -> Executor: ...

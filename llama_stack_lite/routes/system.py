@@ -3,7 +3,7 @@
 from importlib.metadata import version as version_of
 from typing import Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from llama_stack_lite.stack import Stack
@@ -33,7 +33,7 @@ class ProviderList(BaseModel):
 
 
 @router.get("/health")
-async def health(stack: Stack = Depends(Stack.of)) -> Health:
+async def health() -> Health:
     """Answer once every provider is built and the server takes requests."""
     return Health()
 
@@ -44,8 +44,9 @@ async def version() -> Version:
 
 
 @router.get("/providers")
-async def providers(stack: Stack = Depends(Stack.of)) -> ProviderList:
+async def providers(http: Request) -> ProviderList:
     """The providers of this distribution; never their settings, which may hold secrets."""
+    stack = Stack.of(http)
     data = [
         ProviderInfo(
             api=api,

@@ -137,6 +137,9 @@ class Encoder:
             return hidden
         if self.pooling == "cls":
             return hidden[:, 0]
+        if self.pooling == "last":
+            last: NDArray[np.float32] = hidden[np.arange(len(hidden)), mask.sum(axis=(1, 2)).astype(int) - 1]
+            return last
         mean: NDArray[np.float32] = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
         return mean
 

@@ -22,6 +22,7 @@ from llama_stack_lite.api.inference import (
     Embeddings,
     FinishReason,
     FunctionDelta,
+    Ranking,
     Usage,
 )
 from llama_stack_lite.api.models import ModelCard
@@ -113,6 +114,7 @@ class Scripted:
         loop: bool = Field(False, description="begin again where the replies are used up")
         embedding_models: list[str] = []
         embedding_dimension: int = Field(64, ge=1)
+        rerank_models: list[str] = []
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -132,10 +134,11 @@ class Scripted:
     async def models(self) -> list[ModelCard]:
         cards = [ModelCard(id=name, tool_calling="remote") for name in self.config.models]
         dimension = self.config.embedding_dimension
-        return cards + [
+        cards += [
             ModelCard(id=name, kind="embedding", embedding_dimension=dimension)
             for name in self.config.embedding_models
         ]
+        return cards + [ModelCard(id=name, kind="rerank") for name in self.config.rerank_models]
 
     async def chat(self, model: str, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         _check(model, self.config.models)
@@ -191,6 +194,15 @@ class Scripted:
         texts = [_words(text) if isinstance(text, str) else list(map(str, text)) for text in inputs]
         vectors = [_vector(words, dimensions or most) for words in texts]
         return Embeddings(vectors=vectors, prompt_tokens=sum(map(len, texts)))
+
+    async def rerank(self, model: str, query: str, documents: list[str]) -> Ranking:
+        """The share of the query's words that a document has."""
+        _check(model, self.config.rerank_models)
+        asked, *found = ({word.strip().lower() for word in _words(text)} for text in (query, *documents))
+        tokens = sum(len(_words(query)) + len(_words(document)) for document in documents)
+        return Ranking(
+            scores=[len(asked & words) / max(1, len(asked)) for words in found], prompt_tokens=tokens
+        )
 
     def _next(self) -> Reply:
         count = len(self.replies)

@@ -16,6 +16,13 @@ from llama_stack_lite.errors import ContextOverflow, StackError
 
 C = TypeVar("C", ChatChunk, Completion)
 
+QUERY = "where does the cat sleep"
+DOCUMENTS = [
+    "the parliament passed a budget",
+    "the cat sleeps on the sofa",
+    "a text that is longer than the others, and tells of something else " * 2,
+    "the cat",
+]
 PROMPT_SECONDS = 1.0  # within which a provider has to let go of what nobody waits for
 
 
@@ -67,6 +74,7 @@ class InferenceConformance:
 
     chat_model: str | None = None
     embedding_model: str | None = None
+    rerank_model: str | None = None
     prompt = "Count from one to forty in English words."
     deterministic = True
     timeout = 120.0  # seconds for each test
@@ -86,7 +94,8 @@ class InferenceConformance:
                 await close()
 
     def _card(self, cards: list[ModelCard], kind: str) -> ModelCard:
-        wanted = {"chat": self.chat_model, "embedding": self.embedding_model}.get(kind)
+        named = {"chat": self.chat_model, "embedding": self.embedding_model, "rerank": self.rerank_model}
+        wanted = named.get(kind)
         for card in cards:
             if kind in (card.kind, "any") and wanted in (None, card.id):
                 return card
@@ -100,7 +109,7 @@ class InferenceConformance:
         assert len({card.id for card in cards}) == len(cards), "two models have one id"
         for card in cards:
             ModelCard.model_validate(card.model_dump())
-            needed = "embed" if card.kind == "embedding" else "chat"
+            needed = {"embedding": "embed"}.get(card.kind, card.kind)
             assert hasattr(subject.provider, needed), (
                 f"{card.id} is of kind {card.kind}; `{needed}` is missing"
             )
@@ -248,6 +257,34 @@ class InferenceConformance:
             with pytest.raises(StackError):
                 await embed(model, ["text"], dimensions=subject.card.embedding_dimension + 1)
 
+    @of("rerank")
+    async def test_scores_are_from_0_to_1_and_in_the_order_of_the_documents(self, subject: Subject) -> None:
+        found = await subject.provider.rerank(subject.card.id, QUERY, DOCUMENTS)
+        assert len(found.scores) == len(DOCUMENTS), "every document has a score"
+        assert all(0 <= score <= 1 for score in found.scores), f"{found.scores} are no scores"
+        assert len(set(found.scores)) > 1, "all documents have the same score"
+        assert found.prompt_tokens > 0, "the tokens read are counted"
+        backwards = await subject.provider.rerank(subject.card.id, QUERY, DOCUMENTS[::-1])
+        assert _near(found.scores, backwards.scores[::-1]), "scores do not follow their documents"
+
+    @of("rerank")
+    async def test_a_document_alone_and_among_others_has_one_score(self, subject: Subject) -> None:
+        together = await subject.provider.rerank(subject.card.id, QUERY, DOCUMENTS)
+        for document, score in zip(DOCUMENTS, together.scores, strict=True):
+            alone = await subject.provider.rerank(subject.card.id, QUERY, [document])
+            assert _near(alone.scores, [score]), f"{document[:20]!r} changes with its neighbours"
+
+    @of("rerank")
+    async def test_documents_that_cannot_be_ranked_are_refused(self, subject: Subject) -> None:
+        rerank, model, limit = subject.provider.rerank, subject.card.id, subject.card.context_length
+        with pytest.raises(StackError) as refused:
+            await rerank("no/such-model", QUERY, DOCUMENTS)
+        assert 400 <= refused.value.status < 500, "it is the request that is wrong"
+        if limit is not None and limit <= 32768:
+            with pytest.raises(StackError) as refused:
+                await rerank(model, QUERY, [*DOCUMENTS, "word " * (limit + 1)])
+            assert refused.value.code == ContextOverflow.code, "a document is never cut off silently"
+
 
 async def _all(chunks: AsyncGenerator[C, None]) -> list[C]:
     async with aclosing(chunks):
@@ -291,6 +328,10 @@ def _text(chunks: list[ChatChunk]) -> str:
 def _prompt_tokens(chunks: list[ChatChunk]) -> int:
     usage = chunks[-1].usage
     return usage.prompt_tokens if usage else 0
+
+
+def _near(some: list[float], others: list[float]) -> bool:
+    return all(abs(one - other) < 0.01 for one, other in zip(some, others, strict=True))
 
 
 def _cosine(one: list[float], other: list[float]) -> float:

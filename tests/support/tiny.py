@@ -53,7 +53,7 @@ TEXT = [
 def write_llama(
     path: Path,
     *,
-    template: str | None = LLAMA3_TEMPLATE,
+    template: str | list[dict[str, str]] | None = LLAMA3_TEMPLATE,
     context: int = 4096,
     seed: int = 0,
     causal: bool = True,
@@ -62,13 +62,16 @@ def write_llama(
 ) -> Path:
     """Write a random two-layer Llama (vocabulary 512, width 64) with a real byte-level BPE tokenizer.
 
-    `specials` are control tokens beside those that it has.
+    `specials` are control tokens beside those that it has. A `qwen3` is a reranker that says yes or no.
     """
-    tokens, merges = _vocabulary()
+    tokens, merges = vocabulary()
     tokens += specials
     writer = gguf.GGUFWriter(str(path), architecture)
     if architecture == "qwen2vl":
         writer.add_rope_dimension_sections([2, 3, 3, 0])  # of half a head: time, height, width
+    if architecture == "qwen3":
+        writer.add_pooling_type(gguf.PoolingType.RANK)
+        writer.add_classifier_output_labels(["yes", "no"])
     writer.add_name("tiny")
     writer.add_context_length(context)
     writer.add_causal_attention(causal)
@@ -90,7 +93,7 @@ def write_llama(
     writer.add_eos_token_id(tokens.index("<|eot_id|>"))
     if template is not None:
         writer.add_chat_template(template)
-    for name, shape in _tensors(len(tokens)).items():
+    for name, shape in _tensors(len(tokens), architecture).items():
         writer.add_tensor(name, _weights(name, shape, seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -99,7 +102,8 @@ def write_llama(
     return path
 
 
-def _vocabulary() -> tuple[list[str], list[str]]:
+def vocabulary() -> tuple[list[str], list[str]]:
+    """Its tokens in the order of their ids, and its merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -126,7 +130,7 @@ def _merges(tokenizer: Tokenizer) -> list[str]:
     return [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
 
 
-def _tensors(vocabulary: int) -> dict[str, tuple[int, ...]]:
+def _tensors(vocabulary: int, architecture: str) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (vocabulary, 64),
         "output_norm.weight": (64,),
@@ -144,6 +148,9 @@ def _tensors(vocabulary: int) -> dict[str, tuple[int, ...]]:
             f"blk.{layer}.ffn_up.weight": (128, 64),
             f"blk.{layer}.ffn_down.weight": (64, 128),
         }
+    if architecture == "qwen3":
+        norms = [f"blk.{layer}.attn_{name}_norm.weight" for layer in range(2) for name in "qk"]
+        shapes |= {"cls.output.weight": (2, 64)} | dict.fromkeys(norms, (16,))
     return shapes
 
 

@@ -57,6 +57,15 @@ from .messages import (
     arguments_of,
     sparse,
 )
+from .rerank import (
+    Ranking,
+    RerankDocument,
+    RerankRequest,
+    RerankResponse,
+    RerankResult,
+    RerankUsage,
+    TextDocument,
+)
 
 __all__ = [
     "AllowedToolChoice",
@@ -91,11 +100,18 @@ __all__ = [
     "NamedTool",
     "OtherPart",
     "Part",
+    "Ranking",
     "RefusalPart",
+    "RerankDocument",
+    "RerankRequest",
+    "RerankResponse",
+    "RerankResult",
+    "RerankUsage",
     "ResponseFormat",
     "Sampling",
     "Stop",
     "StreamOptions",
+    "TextDocument",
     "TextPart",
     "Texts",
     "TokenDetails",
@@ -135,3 +151,7 @@ class Inference(Protocol):
     async def embed(
         self, model: str, inputs: list[str] | list[list[int]], *, dimensions: int | None = None
     ) -> Embeddings: ...
+
+    async def rerank(self, model: str, query: str, documents: list[str]) -> Ranking:
+        """Say how well each document answers the query; raises `ContextOverflow` for one that is too long."""
+        ...

@@ -13,6 +13,7 @@ from llama_stack_lite.api.inference import (
     Completion,
     CompletionRequest,
     Embeddings,
+    Ranking,
 )
 from llama_stack_lite.api.models import ModelCard, ModelState
 from llama_stack_lite.errors import ConfigError, InvalidRequest, NotFound, StackError
@@ -20,13 +21,15 @@ from llama_stack_lite.local.completion import complete
 from llama_stack_lite.local.residents import ResidentModels, Residents
 from llama_stack_lite.stack import Stack
 
+from . import encoder, writer
+from .encoder import Encoder, kind_of
 from .loading import Weights, default_threads
 from .quantizing import quantize
-from .writer import Writer, described, files
+from .writer import Writer, files
 
 
 class LlamaCpp:
-    """Chat, tool calls, plain completions and embeddings on local GGUF models.
+    """Chat, tool calls, completions, embeddings and reranking on local GGUF models.
 
     A model that cannot be loaded is logged, and asked for it answers why; the others are served.
     """
@@ -46,22 +49,20 @@ class LlamaCpp:
 
     def __init__(self, config: Config, stack: Stack) -> None:
         self.config = config
-        self.residents: Residents[Writer] = Residents(config)
+        self.stack = stack
+        self.residents: Residents[Writer | Encoder] = Residents(config)
         self.cards: dict[str, ModelCard] = {}
         self.adapted: dict[str, tuple[str, str | None]] = {}
         cards = config.cards()
         if config.adapters and len(cards) > 1:
             raise ConfigError("adapters: they belong to one model, so give it a provider of its own")
         for card in cards:
-            self._add(card, stack)
+            self._add(card)
 
-    def _add(self, card: ModelCard, stack: Stack) -> None:
-        adapters = {name: path.expanduser() for name, path in self.config.adapters.items()}
-        settings = self.config.model_dump(include={"context", "slots", "queue", "threads"})
-        load = partial(Writer, card, stack, adapters=adapters, **settings)
+    def _add(self, card: ModelCard) -> None:
         described, size = self._look(card)
-        self.residents.add(card.id, load, size=size, now=self.config.preload)
-        for adapter in (None, *adapters):
+        self.residents.add(card.id, partial(self._load, described, card), size=size, now=self.config.preload)
+        for adapter in (None, *self.config.adapters):
             name = f"{card.id}:{adapter}" if adapter else card.id
             self.adapted[name] = card.id, adapter
             self.cards[name] = described.model_copy(update={"id": name})
@@ -77,12 +78,26 @@ class LlamaCpp:
         except StackError:
             return card, 0
         try:
-            found = described(card, weights, context=self.config.context, sees=mmproj is not None)
-            cells = (found.context_length or 0) * self.config.slots
-            size = path.stat().st_size + (mmproj.stat().st_size if mmproj else 0)
-            return found, size + cells * weights.cell()
+            context, size = self.config.context, path.stat().st_size
+            if kind_of(card, weights) != "chat":
+                return encoder.described(card, weights, context=context), size
+            found = writer.described(card, weights, context=context, sees=mmproj is not None)
+            size += mmproj.stat().st_size if mmproj else 0
+            return found, size + (found.context_length or 0) * self.config.slots * weights.cell()
+        except ConfigError:
+            return card, 0
         finally:
             weights.close()
+
+    def _load(self, described: ModelCard, card: ModelCard) -> Writer | Encoder:
+        if described.kind != "chat":
+            if self.config.adapters:
+                raise ConfigError("adapters: they change what a model writes, and this one writes nothing")
+            path, _ = files(card)
+            return Encoder(card, path, context=self.config.context, threads=self.config.threads)
+        adapters = {name: path.expanduser() for name, path in self.config.adapters.items()}
+        settings = self.config.model_dump(include={"context", "slots", "queue", "threads"})
+        return Writer(card, self.stack, adapters=adapters, **settings)
 
     async def models(self) -> list[ModelCard]:
         return list(self.cards.values())
@@ -91,15 +106,15 @@ class LlamaCpp:
         return self.residents.state(self.adapted[model][0])
 
     async def chat(self, model: str, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
-        async with self._writer(model) as (writer, adapter):
-            chunks = writer.chats[adapter].answer(request)
+        async with self._writer(model) as (found, adapter):
+            chunks = found.chats[adapter].answer(request)
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
 
     async def complete(self, model: str, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
-        async with self._writer(model) as (writer, adapter):
-            chunks = complete(writer.served[adapter], request)
+        async with self._writer(model) as (found, adapter):
+            chunks = complete(found.served[adapter], request)
             async with aclosing(chunks):
                 async for chunk in chunks:
                     yield chunk
@@ -107,16 +122,36 @@ class LlamaCpp:
     async def embed(
         self, model: str, inputs: list[str] | list[list[int]], *, dimensions: int | None = None
     ) -> Embeddings:
-        raise InvalidRequest(f"`{model}` makes no embeddings", param="model")
+        async with self._encoder(model) as found:
+            return await found.embed(inputs, dimensions=dimensions)
+
+    async def rerank(self, model: str, query: str, documents: list[str]) -> Ranking:
+        async with self._encoder(model) as found:
+            return await found.rerank(query, documents)
 
     @asynccontextmanager
     async def _writer(self, model: str) -> AsyncIterator[tuple[Writer, str | None]]:
+        name, adapter = self._named(model)
+        async with self.residents.use(name) as found:
+            if not isinstance(found, Writer):
+                raise InvalidRequest(f"`{model}` writes nothing: it is for {found.card.kind}", param="model")
+            found.check(adapter)
+            yield found, adapter
+
+    @asynccontextmanager
+    async def _encoder(self, model: str) -> AsyncIterator[Encoder]:
+        name, _ = self._named(model)
+        async with self.residents.use(name) as found:
+            if not isinstance(found, Encoder):
+                raise InvalidRequest(
+                    f"`{model}` writes, and makes neither embeddings nor scores", param="model"
+                )
+            yield found
+
+    def _named(self, model: str) -> tuple[str, str | None]:
         if model not in self.adapted:
             raise NotFound("model", model, self.adapted, param="model", code="model_not_found")
-        name, adapter = self.adapted[model]
-        async with self.residents.use(name) as writer:
-            writer.check(adapter)
-            yield writer, adapter
+        return self.adapted[model]
 
     async def aclose(self) -> None:
         await self.residents.aclose()

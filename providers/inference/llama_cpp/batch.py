@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BATCH = 256  # rows of one step, at most
-LEAST = 8  # rows of prompts that a step takes, however slow it is
+LEAST = 4  # rows of prompts that a step takes, however slow it is
 
 Ids = NDArray[np.int32]
 
@@ -54,39 +54,51 @@ class Batch:
 class Pace:
     """Learns what a step takes, so that reading prompts does not stall those who wait for their next token.
 
-    With as many readers as writers, or fewer, a step with a piece of a prompt takes less than twice as long
-    as one without. More readers get more of it: each sequence has an equal share of the time.
+    With one reader, a step with a piece of its prompt takes less than twice as long as one without; with
+    more of them it may take that many times as long, up to `LONGEST`: then most people wait to be read.
     """
 
     SHARE = 0.75  # of a step without prompts; the rest is for noise
+    LONGEST = 0.25  # seconds; only between steps a request can come or go
+    FIRST = 32  # rows of the first piece, of which nothing is known
     WEIGHT = 0.2  # of the newest step
+    FRESH = 32  # steps with prompts after which one without them shows again what that takes
 
     def __init__(self) -> None:
         self.writing: dict[int, float] = {}  # seconds of a step without prompts, by its rows
-        self.row: float | None = None  # seconds of a prompt's row
+        self.alone: float | None = None  # seconds of a prompt's row in a step without writers
+        self.beside: float | None = (
+            None  # and in a step with them, where rows are fewer and each takes longer
+        )
+        self.age = 0
 
     def rows(self, *, readers: int, writers: int) -> int:
         """How many rows of prompts the next step may take."""
+        row = self.beside or self.alone if writers else self.alone
+        if row is None:
+            return self.FIRST
         if writers == 0:
-            return BATCH
-        if self.row is None or not self.writing:
-            return LEAST * 4
-        share = self.SHARE * max(1.0, readers / writers)
-        rows = int(self._without(writers) * share / self.row)
-        return max(LEAST, min(rows, BATCH - writers))
+            return self._bounded(self.LONGEST / row, BATCH)
+        if writers not in self.writing or self.age >= self.FRESH:
+            return 0
+        without = self.writing[writers]
+        seconds = min(without * self.SHARE * readers, max(self.LONGEST, without * self.SHARE))
+        return self._bounded(seconds / row, BATCH - writers)
 
     def learn(self, seconds: float, *, writers: int, read: int) -> None:
         """Take note of a step with `read` rows of prompts."""
         if read == 0:
             self.writing[writers] = self._mean(self.writing.get(writers), seconds)
-        elif writers == 0 or self.writing:
-            # what was learnt of another number of writers may be longer than this step
-            spent = max(seconds - (self._without(writers) if writers else 0.0), seconds * 0.1)
-            self.row = self._mean(self.row, spent / read)
+            self.age = 0
+        elif writers == 0:
+            self.alone = self._mean(self.alone, seconds / read)
+        else:
+            spent = max(seconds - self.writing.get(writers, 0.0), seconds * 0.1)
+            self.beside = self._mean(self.beside, spent / read)
+            self.age += 1
 
-    def _without(self, writers: int) -> float:
-        nearest = min(self.writing, key=lambda known: abs(known - writers))
-        return self.writing[nearest]
+    def _bounded(self, rows: float, most: int) -> int:
+        return max(LEAST, min(int(rows), most))
 
     def _mean(self, old: float | None, new: float) -> float:
         return new if old is None else old + self.WEIGHT * (new - old)

@@ -5,45 +5,42 @@ import asyncio
 import logging
 import threading
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Literal
 
 import llama_cpp.llama_cpp as lib
 import llguidance
 import numpy as np
 
-from llama_stack_lite.client import client
-from llama_stack_lite.errors import Busy, StackError, Unavailable
+from llama_stack_lite.errors import StackError, Unavailable
 from llama_stack_lite.local.engine import Job, Step
+from llama_stack_lite.local.line import Event, Line, Ticket, deliver
+from llama_stack_lite.local.logits import logprobs
 from llama_stack_lite.prompting.constraints import matcher
 
 from .batch import BATCH, Batch, Ids, Pace
 from .cache import WORTH_COPYING, Cache, Slot, common
 from .loading import Loaded
-from .sampling import Sampler, logprobs, row_of
+from .sampling import Sampler, row_of
 from .vision import Tile, Tiles, boundary, decode, surplus
 
 log = logging.getLogger(__name__)
 
 
-class Sequence:
+class Sequence(Ticket):
     """A job in progress; `todo` are the tokens that the next steps still have to read."""
 
     def __init__(self, job: Job, grammar: llguidance.LLMatcher | None) -> None:
-        self.job = job
+        super().__init__(job)
         self.grammar = grammar
-        self.client = client.get()
         self.prompt: Ids = np.array(job.prompt, dtype=np.int32)
         self.todo = self.prompt
         self.tiles: Tiles = job.media or {}
         self.seen = 0  # rows of an image that is read in pieces
         self.made = 0
         self.cached = 0
-        self.cancelled = False
-        self.sampler: Sampler | None = None
-        self.loop = asyncio.get_running_loop()
-        self.steps: asyncio.Queue[Step | StackError] = asyncio.Queue()
+        self.sampler: Sampler  # from the moment that it has a slot
 
     @property
     def reading(self) -> bool:
@@ -65,18 +62,17 @@ class Engine:
     def __init__(self, loaded: Loaded, *, slots: int, queue: int) -> None:
         self.loaded = loaded
         self.vocab = loaded.vocab
-        self.queue = queue
         self.cache = Cache(loaded.memory, slots=slots, room=loaded.context_length + 1)
-        self.waiting: list[Sequence] = []
-        self.broken: str | None = None
+        self.line: Line[Sequence] = Line(slots=slots, queue=queue, seat=self._seat, free=self._free)
         self._adapter: str | None = None
-        self._served: Counter[str] = Counter()  # when each client was last given a slot
-        self._closing = False
-        self._wake = threading.Condition()
         self._batch = Batch(BATCH)
         self._pace = Pace()
         self._thread = threading.Thread(target=self._work, name="llama.cpp", daemon=True)
         self._thread.start()
+
+    @property
+    def broken(self) -> str | None:
+        return self.line.broken
 
     async def generate(self, job: Job) -> AsyncGenerator[Step, None]:
         """Yield steps as they are made; closing the generator frees the slot at the next step.
@@ -84,109 +80,46 @@ class Engine:
         Raises `Busy` when the queue is full, `Unavailable` when the engine broke.
         """
         grammar = await asyncio.to_thread(matcher, job.grammar, self.vocab) if job.grammar else None
-        sequence = Sequence(job, grammar)
-        self._submit(sequence)
-        try:
-            while True:
-                step = await sequence.steps.get()
-                if isinstance(step, StackError):
-                    raise step
+        async with aclosing(self.line.steps(Sequence(job, grammar))) as steps:
+            async for step in steps:
                 yield step
-                if step.finish:
-                    return
-        finally:
-            sequence.cancelled = True
-            with self._wake:
-                self._wake.notify()
-
-    def _submit(self, sequence: Sequence) -> None:
-        with self._wake:
-            if self.broken or self._closing:
-                raise Unavailable(f"the model is not running: {self.broken or 'it is being closed'}")
-            self.waiting.append(sequence)
-            if len(self.waiting) > self.queue + len(self.cache.free()):
-                greediest = self._greediest()
-                self.waiting.remove(greediest)
-                busy = Busy(f"{len(self.waiting)} requests wait for this model already")
-                if greediest is sequence:
-                    raise busy
-                _deliver([(greediest, busy)])
-            self._wake.notify()
-
-    def _greediest(self) -> Sequence:
-        """The newest of those that wait for the client who has most of them waiting."""
-        waiting = Counter(each.client for each in self.waiting)
-        return max(reversed(self.waiting), key=lambda each: waiting[each.client])
 
     def close(self) -> None:
         """Stop the thread, fail what still runs, free the model."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        self.line.shut()
         self._thread.join()
 
     # ------------------------------------------------------------ the engine's own thread
 
     def _work(self) -> None:
         try:
-            while self._next_work():
+            while self.line.move():
                 self._step()
         except Exception as error:
             log.exception("the llama.cpp engine broke")
-            self.broken = str(error) or type(error).__name__
-        self._fail_all(Unavailable(f"the model stopped: {self.broken or 'the server is closing'}"))
+            self.line.broken = str(error) or type(error).__name__
+        self.line.end()
         self.loaded.close()
-
-    def _next_work(self) -> bool:
-        """Drop what was cancelled, give slots to what waits, sleep while there is nothing to do."""
-        with self._wake:
-            while not self._closing:
-                self._drop_cancelled()
-                self._admit()
-                if any(slot.user for slot in self.cache.slots):
-                    return True
-                self._wake.wait()
-            return False
-
-    def _drop_cancelled(self) -> None:
-        self.waiting = [each for each in self.waiting if not each.cancelled]
-        for slot, sequence in self._active():
-            if sequence.cancelled:
-                self._release(slot)
-        known = {each.client for each in self.waiting} | {each.client for _, each in self._active()}
-        self._served = Counter({name: when for name, when in self._served.items() if name in known})
 
     def _active(self) -> list[tuple[Slot, Sequence]]:
         return [(slot, slot.user) for slot in self.cache.slots if slot.user]
 
-    def _admit(self) -> None:
-        for sequence in self._in_turn():
-            if not self.cache.free():
-                return
-            if self._is_coming(sequence):
-                continue
-            self.waiting.remove(sequence)
-            self._served[sequence.client] = self.cache.now()
-            slot, keep = self.cache.take(sequence.prompt, sequence.job.adapter)
-            keep = self.cache.cut(slot, 0 if sequence.job.score_prompt else boundary(sequence.tiles, keep))
-            held = {at: tile for at, tile in sequence.tiles.items() if at < keep}
-            sequence.cached = keep + surplus(held)
-            sequence.todo = sequence.prompt[keep:]
-            sequence.sampler = Sampler(self.vocab, sequence.job.sampling, sequence.grammar)
-            slot.user = sequence
-
-    def _in_turn(self) -> Iterator[Sequence]:
-        """Who waits: first of the clients with the fewest running, then of those not served for longest."""
-        left = list(self.waiting)
-        while left:
-            running = Counter(sequence.client for _, sequence in self._active())
-            yield (sequence := min(left, key=lambda each: (running[each.client], self._served[each.client])))
-            left.remove(sequence)
+    def _seat(self, sequence: Sequence) -> bool:
+        """Give a slot with as much of the prompt as there is; False while more of it is being read."""
+        job = sequence.job
+        if not job.score_prompt and self._is_coming(sequence):
+            return False
+        slot, keep = self.cache.take(sequence.prompt, job.adapter)
+        keep = self.cache.cut(slot, 0 if job.score_prompt else boundary(sequence.tiles, keep))
+        held = {at: tile for at, tile in sequence.tiles.items() if at < keep}
+        sequence.cached = keep + surplus(held)
+        sequence.todo = sequence.prompt[keep:]
+        sequence.sampler = Sampler(self.vocab, job.sampling, sequence.grammar)
+        slot.user = sequence
+        return True
 
     def _is_coming(self, sequence: Sequence) -> bool:
         """Whether another is just reading the same prefix: to wait and copy it is faster than to read it."""
-        if sequence.job.score_prompt:
-            return False
         _, held = self.cache.best(sequence.prompt, sequence.job.adapter)
         for slot, other in self._active():
             if other.reading and slot.adapter == sequence.job.adapter:
@@ -195,9 +128,9 @@ class Engine:
                     return True
         return False
 
-    def _release(self, slot: Slot) -> None:
-        slot.user.sampler.close()
-        self.cache.release(slot)
+    def _free(self, sequence: Sequence) -> None:
+        sequence.sampler.close()
+        self.cache.release(next(slot for slot in self.cache.slots if slot.user is sequence))
 
     def _step(self) -> None:
         """Read a batch of tokens and sample after each sequence that has read all of its own."""
@@ -207,7 +140,7 @@ class Engine:
         rows, writers = self._fill([each for each in active if each[0].user and not each[1].sees()])
         code = self._checked(lib.llama_decode(self.loaded.context, self._batch.handle)) if rows else 0
         for slot, first, count in rows:
-            sequence: Sequence = slot.user
+            sequence = slot.user
             if code:
                 out.append(self._no_room(slot))
                 continue
@@ -216,7 +149,7 @@ class Engine:
         self._pace.learn(
             time.perf_counter() - started, writers=writers, read=self._batch.handle.n_tokens - writers
         )
-        _deliver(out)
+        deliver(out)
 
     def _checked(self, code: int) -> int:
         """What `llama_decode` returned: 0, or 1 where the cache has no room; raises where it failed."""
@@ -224,19 +157,19 @@ class Engine:
             raise RuntimeError(f"llama_decode failed with {code}")
         return code
 
-    def _no_room(self, slot: Slot) -> tuple[Sequence, StackError]:
-        sequence: Sequence = slot.user
+    def _no_room(self, slot: Slot) -> Event:
+        sequence = slot.user
         self.cache.cut(slot, 0)
-        self._release(slot)
+        self.line.leave(sequence)
         return sequence, Unavailable("no room left in the KV cache")
 
-    def _see(self, active: list[tuple[Slot, Sequence]]) -> list[tuple[Sequence, Step | StackError]]:
+    def _see(self, active: list[tuple[Slot, Sequence]]) -> list[Event]:
         """Read a piece of the image that each sequence has come to, if any."""
-        out: list[tuple[Sequence, Step | StackError]] = []
+        out: list[Event] = []
         writers = sum(1 for _, sequence in active if not sequence.reading)
         budget = self._pace.rows(readers=len(active) - writers, writers=writers)
         for slot, sequence in active:
-            if tile := sequence.sees():
+            if (tile := sequence.sees()) and budget:
                 count = tile.rows_from(sequence.seen, budget)
                 place = {"position": slot.length, "sequence": slot.number, "start": sequence.seen}
                 if self._checked(decode(self.loaded.context, tile, count=count, **place)):
@@ -255,12 +188,16 @@ class Engine:
         """
         writers = sum(1 for _, sequence in active if not sequence.reading)
         budget = self._pace.rows(readers=len(active) - writers, writers=writers)
-        counts = {slot.number: 1 for slot, _ in active}
+        counts, room = {slot.number: 1 for slot, _ in active}, BATCH - writers
         # the shortest first: it waits for nobody's long prompt, and the long one hardly notices
         readers = [(slot, sequence) for slot, sequence in active if sequence.reading]
         for slot, sequence in sorted(readers, key=lambda each: len(each[1].todo)):
-            counts[slot.number] = min(sequence.text_ahead(), budget)
-            budget -= counts[slot.number]
+            ahead = sequence.text_ahead()
+            # a prompt's end is not put off for a few tokens
+            counts[slot.number] = min(ahead if ahead <= budget * 1.5 else budget, room)
+            # beside writers one prompt a step: llama.cpp runs its graph once for each length of pieces
+            budget = 0 if writers else max(0, budget - counts[slot.number])
+            room -= counts[slot.number]
         self._batch.clear()
         rows = [
             (slot, self._add(slot, sequence, counts[slot.number]), counts[slot.number])
@@ -295,21 +232,20 @@ class Engine:
         if len(sequence.todo):
             return steps
         if sequence.job.max_tokens == 0:
-            self._release(slot)
+            self.line.leave(sequence)
             return [*steps, Step(finish="length", cached=sequence.cached)]
         try:
             step = self._token(slot, sequence, first + count - 1)
         except StackError as error:  # its grammar's, and nobody else's
-            self._release(slot)
+            self.line.leave(sequence)
             return [*steps, error]
         if step.finish:
-            self._release(slot)
+            self.line.leave(sequence)
         elif step.token is not None:
             sequence.todo = np.array([step.token], dtype=np.int32)
         return [*steps, step]
 
     def _token(self, slot: Slot, sequence: Sequence, row: int) -> Step:
-        assert sequence.sampler
         logits = row_of(self.loaded.context, row, self.vocab.size)
         wanted = sequence.job.top_logprobs
         # a grammar masks the logits in place; probabilities are the model's own, before it
@@ -335,27 +271,3 @@ class Engine:
             token = int(sequence.todo[offset + 1])
             steps.append(Step(token, *logprobs(logits, token, sequence.job.top_logprobs or 0), prompt=True))
         return steps
-
-    def _fail_all(self, error: StackError) -> None:
-        with self._wake:
-            self._closing = True
-            left = self.waiting + [sequence for _, sequence in self._active()]
-            for slot, _ in self._active():
-                self._release(slot)
-            self.waiting = []
-        _deliver([(sequence, error) for sequence in left])
-
-
-def _deliver(events: list[tuple[Sequence, Step | StackError]]) -> None:
-    """Hand the events of one step to their event loops: one call for each loop, not for each token."""
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[Sequence, Step | StackError]]] = {}
-    for sequence, step in events:
-        loops.setdefault(sequence.loop, []).append((sequence, step))
-    for loop, mine in loops.items():
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_put, mine)
-
-
-def _put(events: list[tuple[Sequence, Step | StackError]]) -> None:
-    for sequence, step in events:
-        sequence.steps.put_nowait(step)

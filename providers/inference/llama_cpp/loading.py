@@ -13,7 +13,7 @@ import llama_cpp.llama_cpp as lib
 from llama_stack_lite.errors import ConfigError, StackError, Unavailable
 from llama_stack_lite.models import format_size
 
-from .log import complaints, last_words
+from .log import attention, attentions, complaints, last_words
 from .vision import VISION_BATCH, Vision
 from .vocab import Vocab
 
@@ -125,12 +125,8 @@ class Loaded:
         self.refused: dict[str, str] = {}
         for name, file in (adapters or {}).items():
             self._read_adapter(name, file)
-        log.info(
-            "%s: %d contexts of %d tokens, one KV stream each, flash attention where it can; %d threads",
-            path.name,
-            slots,
-            self.context_length,
-            threads,
+        self.detail = (
+            f"{slots} x {self.context_length} tokens, a KV stream each, {attention()}, threads: {threads}"
         )
 
     def _context(self, context: int, *, slots: int, threads: int, batch: int) -> Any:
@@ -139,6 +135,7 @@ class Loaded:
         needed, free = wanted * slots * self.weights.cell(), _free_memory()
         if free is not None and needed > free:
             raise ConfigError(f"{format_size(needed)} are needed and {format_size(free)} are free {lower}")
+        attentions.clear()
         found = lib.llama_init_from_model(
             self.model, _context_params(wanted * slots, slots=slots, threads=threads, batch=batch)
         )
@@ -178,8 +175,10 @@ def _context_params(total: int, *, slots: int, threads: int, batch: int) -> Any:
     params.n_seq_max = slots
     params.n_batch = params.n_ubatch = batch
     params.n_threads = params.n_threads_batch = threads
-    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO
-    # a stream of its own for each sequence: 7 to 19 % faster than one unified cache
+    # both by measurement (benchmarks/RESULTS.md): on CPUs flash attention is slow in batches of few rows, the
+    # more so the longer the context; and a stream of its own for each sequence beats one unified cache
+    on_gpu = lib.llama_supports_gpu_offload()
+    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO if on_gpu else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.kv_unified = False
     params.no_perf = True
     return params

@@ -1,18 +1,15 @@
-"""How the next token is chosen: llama.cpp's sampler chain, a grammar's mask, and log-probabilities."""
+"""How the next token is chosen: llama.cpp's sampler chain, under a grammar's mask."""
 
 import ctypes
 
 import llama_cpp.llama_cpp as lib
 import llguidance
 import numpy as np
-from numpy.typing import NDArray
 
-from llama_stack_lite.errors import InvalidRequest
 from llama_stack_lite.local.engine import Sampling
+from llama_stack_lite.local.logits import Logits, accept, mask
 
 from .vocab import Vocab
-
-Logits = NDArray[np.float32]
 
 
 class Sampler:
@@ -28,20 +25,13 @@ class Sampler:
     def sample(self, context: object, row: int, logits: Logits) -> int:
         """Choose from the logits of an output row; masks them in place where a grammar is set.
 
-        Raises `InvalidRequest` where the grammar gives up, which it does on limits of its own.
+        Raises as `accept` does.
         """
         if self.matcher is not None:
-            bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
-            allowed = np.unpackbits(bits, bitorder="little")[: len(logits)]
-            logits[: len(allowed)][allowed == 0] = -np.inf
-            logits[len(allowed) :] = -np.inf
+            mask(logits, self.matcher)
         token: int = lib.llama_sampler_sample(self.chain, context, row)
-        if self.matcher is None:
-            return token
-        self.matcher.consume_token(token)
-        if self.matcher.is_error():  # it would let the answer end here, as if it were whole
-            reason = self.matcher.get_error().splitlines()[0]
-            raise InvalidRequest(f"the schema is too much for the grammar engine: {reason}")
+        if self.matcher is not None:
+            accept(token, self.matcher)
         return token
 
     @property
@@ -83,15 +73,3 @@ def row_of(context: object, row: int, n_vocab: int) -> Logits:
     if not pointer:
         raise RuntimeError(f"llama.cpp gave no logits for row {row}")
     return np.ctypeslib.as_array(ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float)), (n_vocab,))
-
-
-def logprobs(logits: Logits, token: int | None, top: int) -> tuple[float, list[tuple[int, float]]]:
-    """The log-probability of a token, and the `top` most likely ones, best first."""
-    shift = float(logits.max())
-    total = shift + float(np.log(np.exp(logits - shift).sum()))
-    best: list[tuple[int, float]] = []
-    if top:
-        found = np.argpartition(logits, -top)[-top:]
-        ordered = found[np.argsort(-logits[found], kind="stable")]
-        best = [(int(each), float(logits[each]) - total) for each in ordered]
-    return (float(logits[token]) - total if token is not None else 0.0), best

@@ -43,15 +43,18 @@ class Vocab:
     def eos_text(self) -> str:
         return self.text_of(lib.llama_vocab_eos(self.handle))
 
-    def tokens_of(self, text: str, *, special: bool) -> list[int]:
-        """Tokenise without BOS; `special` reads `<|...|>` as the control tokens they name."""
+    def tokens_of(self, text: str, *, special: bool, ends: bool = False) -> list[int]:
+        """Tokenise; `special` reads `<|...|>` as the control tokens they name.
+
+        `ends` puts the tokens around it that the model wants around a text, such as BOS.
+        """
         data = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace").encode()
         room = len(data) + 8
         buffer = (lib.llama_token * room)()
-        count = lib.llama_tokenize(self.handle, data, len(data), buffer, room, False, special)
+        count = lib.llama_tokenize(self.handle, data, len(data), buffer, room, ends, special)
         if count < 0:
             buffer = (lib.llama_token * -count)()
-            count = lib.llama_tokenize(self.handle, data, len(data), buffer, -count, False, special)
+            count = lib.llama_tokenize(self.handle, data, len(data), buffer, -count, ends, special)
         return list(buffer[:count])
 
     def prompt(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:

@@ -14,6 +14,7 @@ from llama_stack_lite.stack import Stack
 from .batch import BATCH
 from .engine import Engine
 from .loading import Loaded, Weights
+from .quantizing import prepared
 from .vision import mmproj_of
 
 
@@ -36,7 +37,7 @@ class Writer:
     ) -> None:
         path, mmproj = files(card)
         loaded = Loaded(
-            path,
+            prepared(card, path),
             context=context,
             slots=slots,
             threads=threads,
@@ -44,7 +45,8 @@ class Writer:
             mmproj=mmproj,
             adapters=adapters,
         )
-        vocab, self.refused, self.memory = loaded.vocab, loaded.refused, loaded.size
+        vocab, self.refused = loaded.vocab, loaded.refused
+        self.memory, self.detail = loaded.size, loaded.detail
         try:
             template = ChatTemplate(
                 loaded.weights.chat_template(),

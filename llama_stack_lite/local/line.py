@@ -1,0 +1,155 @@
+"""The line before an engine: who waits for a slot and in which order, and the way of the steps back."""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from typing import Generic, TypeVar
+
+from llama_stack_lite.client import client
+from llama_stack_lite.errors import Busy, StackError, Unavailable
+
+from .engine import Job, Step
+
+
+class Ticket:
+    """A job in line: who asked, and the queue on their event loop that takes its steps."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.client = client.get()
+        self.cancelled = False
+        self.loop = asyncio.get_running_loop()
+        self.steps: asyncio.Queue[Step | StackError] = asyncio.Queue()
+
+
+T = TypeVar("T", bound=Ticket)
+Event = tuple[Ticket, Step | StackError]
+
+
+class Line(Generic[T]):
+    """Lets `slots` tickets in at a time, fair between clients, and `queue` more wait.
+
+    Any event loop may ask for `steps`; all else is for the engine's one thread. There `seat` is called for
+    each ticket whose turn it is, and may say False to let it wait, and `free` for each that leaves.
+    """
+
+    def __init__(
+        self, *, slots: int, queue: int, free: Callable[[T], None], seat: Callable[[T], bool] = lambda _: True
+    ) -> None:
+        self.slots = slots
+        self.queue = queue
+        self.running: list[T] = []
+        self.waiting: list[T] = []
+        self.broken: str | None = None
+        self._free = free
+        self._seat = seat
+        self._turns = 0
+        self._served: Counter[str] = Counter()  # the turn in which each client was last let in
+        self._closing = False
+        self._wake = threading.Condition()
+
+    async def steps(self, ticket: T) -> AsyncGenerator[Step, None]:
+        """Yield a ticket's steps; closing the generator frees its slot at the engine's next step.
+
+        Raises `Busy` when too many wait, `Unavailable` when the engine broke.
+        """
+        self._join(ticket)
+        try:
+            while True:
+                step = await ticket.steps.get()
+                if isinstance(step, StackError):
+                    raise step
+                yield step
+                if step.finish:
+                    return
+        finally:
+            ticket.cancelled = True
+            with self._wake:
+                self._wake.notify()
+
+    def _join(self, ticket: T) -> None:
+        with self._wake:
+            if self.broken or self._closing:
+                raise Unavailable(f"the model is not running: {self.broken or 'it is being closed'}")
+            self.waiting.append(ticket)
+            if len(self.waiting) > self.queue + self.slots - len(self.running):
+                greediest = self._greediest()
+                self.waiting.remove(greediest)
+                busy = Busy(f"{len(self.waiting)} requests wait for this model already")
+                if greediest is ticket:
+                    raise busy
+                deliver([(greediest, busy)])
+            self._wake.notify()
+
+    def _greediest(self) -> T:
+        """The newest of those that wait for the client who has most of them waiting."""
+        waiting = Counter(each.client for each in self.waiting)
+        return max(reversed(self.waiting), key=lambda each: waiting[each.client])
+
+    def shut(self) -> None:
+        """Let nobody in any more, and wake the engine; from any thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+
+    # ------------------------------------------------------------ the engine's own thread
+
+    def move(self) -> bool:
+        """Drop who has left, let in who is next, sleep while there is nothing to do; False at the end."""
+        with self._wake:
+            while not self._closing:
+                self.waiting = [each for each in self.waiting if not each.cancelled]
+                for ticket in [each for each in self.running if each.cancelled]:
+                    self.leave(ticket)
+                self._admit()
+                if self.running:
+                    return True
+                self._wake.wait()
+            return False
+
+    def _admit(self) -> None:
+        """First those of the clients that have the fewest running, then of those not served for longest."""
+        left = list(self.waiting)
+        while left and len(self.running) < self.slots:
+            running = Counter(each.client for each in self.running)
+            ticket = min(left, key=lambda each: (running[each.client], self._served[each.client]))
+            left.remove(ticket)
+            if self._seat(ticket):
+                self.waiting.remove(ticket)
+                self.running.append(ticket)
+                self._turns += 1
+                self._served[ticket.client] = self._turns
+        known = {each.client for each in (*self.waiting, *self.running)}
+        self._served = Counter({name: turn for name, turn in self._served.items() if name in known})
+
+    def leave(self, ticket: T) -> None:
+        """A slot is free again."""
+        self.running.remove(ticket)
+        self._free(ticket)
+
+    def end(self) -> None:
+        """Fail all who still run or wait: the engine stops, `broken` or closed."""
+        error = Unavailable(f"the model stopped: {self.broken or 'the server is closing'}")
+        with self._wake:
+            self._closing = True
+            left = [*self.waiting, *self.running]
+            for ticket in list(self.running):
+                self.leave(ticket)
+            self.waiting = []
+        deliver([(ticket, error) for ticket in left])
+
+
+def deliver(events: list[Event]) -> None:
+    """Hand the events of one step to their event loops: one call for each loop, not for each token."""
+    loops: dict[asyncio.AbstractEventLoop, list[Event]] = {}
+    for ticket, step in events:
+        loops.setdefault(ticket.loop, []).append((ticket, step))
+    for loop, mine in loops.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_put, mine)
+
+
+def _put(events: list[Event]) -> None:
+    for ticket, step in events:
+        ticket.steps.put_nowait(step)
