@@ -3,18 +3,15 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
-from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from .api.inference import (
-    Answer,
-    ChatChoice,
     ChatChunk,
     ChatCompletion,
     ChunkChoice,
@@ -24,97 +21,136 @@ from .api.inference import (
     Logprobs,
     ToolCallDelta,
     Usage,
+    Wire,
 )
+from .client import client
 from .errors import ClientGone, StackError, UpstreamError
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-
-async def whole(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await the work, and cancel it the moment that the client hangs up (`ClientGone`)."""
-    working = asyncio.ensure_future(work)
-    if not await _finished_first(working, request.receive):
-        raise ClientGone
-    return working.result()
+PATIENCE = 0.02  # seconds before a client that may have left is looked for
 
 
-async def _finished_first(working: asyncio.Future[Any], receive: Receive) -> bool:
-    """Whether the work ended before the client left; if not it is cancelled, and over on return."""
-    leaving = asyncio.ensure_future(_left(receive))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.done()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.wait({working, leaving})
+class Listening:
+    """Cancels its block once the client has hung up, which then ends in `ClientGone`.
+
+    It begins to listen after a moment: most blocks that are short cost no task that way.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self.receive = receive
+        self.gone = False
+        self.listener: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self.working = asyncio.current_task()
+        self.timer = asyncio.get_running_loop().call_later(PATIENCE, self._begin)
+
+    def _begin(self) -> None:
+        self.listener = asyncio.create_task(self._listen())
+
+    async def _listen(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        if self.working:
+            self.working.cancel()
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.timer.cancel()
+        if self.listener:
+            self.listener.cancel()
+        # whoever else cancels this task means more than this block
+        if self.gone and kind is asyncio.CancelledError and self.working and not self.working.uncancel():
+            raise ClientGone
 
 
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def whole(request: Request, work: Awaitable[T]) -> T:
+    """Await the work in the client's name, and cancel it once the client hangs up (`ClientGone`)."""
+    client.set(_name(request))
+    async with Listening(request.receive):
+        return await work
 
 
-async def stream(request: Request, events: AsyncGenerator[Any, None]) -> StreamingResponse:
+def _name(request: Request) -> str:
+    """Who waits is told apart by address and key: neither alone does it behind proxies, or without keys."""
+    address = request.client.host if request.client else ""
+    return f"{address} {request.headers.get('authorization', '')}"
+
+
+async def completion(request: Request, work: Awaitable[Wire]) -> Response:
+    """Answer with a completion. It is ours, so it is not validated once more on its way out."""
+    return Response((await whole(request, work)).to_json(), media_type="application/json")
+
+
+async def stream(request: Request, events: AsyncGenerator[Wire, None]) -> "EventStream":
     """Answer with a stream once its first event is there, so that an earlier failure keeps its status."""
-
-    async def first_event() -> BaseModel | None:
-        return await anext(events, None)
-
-    first = await whole(request, first_event())
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return EventStream(_frames(first, events), headers=headers)
+    first = await whole(request, anext(events, None))
+    return EventStream(first, events)
 
 
-class EventStream(StreamingResponse):
-    """Watches the socket while it streams, whatever the server's ASGI version promises."""
+class EventStream(Response):
+    """Server-sent events, until the last one or until the client hangs up."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncGenerator[bytes, None], *, headers: dict[str, str]) -> None:
-        super().__init__(frames, headers=headers)
-        self.frames = frames
+    def __init__(self, first: Wire | None, events: AsyncGenerator[Wire, None]) -> None:
+        self.first = first
+        self.events = events
+        self.status_code = 200
+        self.background = None
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self.frames):
-            sending = asyncio.ensure_future(self.stream_response(send))
-            if await _finished_first(sending, receive):
-                sending.result()
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        async with aclosing(self.events), aclosing(_frames(self.first, self.events)) as frames:
+            with suppress(ClientGone):
+                async with Listening(receive):
+                    await send(start)
+                    async for frame in frames:
+                        await send({"type": "http.response.body", "body": frame, "more_body": True})
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def _frames(event: BaseModel | None, events: AsyncGenerator[Any, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(events):
-        try:
-            while event is not None:
-                yield _frame(event.model_dump_json())
-                event = await anext(events, None)
-        except StackError as error:
-            yield _frame(json.dumps(error.body()))
-        except Exception:
-            log.exception("a stream broke")
-            yield _frame(json.dumps(StackError("internal error; the server's log has it").body()))
-        yield _frame("[DONE]")
+async def _frames(event: Wire | None, events: AsyncGenerator[Wire, None]) -> AsyncGenerator[bytes, None]:
+    try:
+        while event is not None:
+            yield b"data: " + event.to_json() + b"\n\n"
+            event = await anext(events, None)
+    except StackError as error:
+        yield _failure(error)
+    except Exception:
+        log.exception("a stream broke")
+        yield _failure(StackError("internal error; the server's log has it"))
+    yield b"data: [DONE]\n\n"
 
 
-def _frame(data: str) -> bytes:
-    return f"data: {data}\n\n".encode()
+def _failure(error: StackError) -> bytes:
+    return f"data: {json.dumps(error.body())}\n\n".encode()
 
 
 async def chat_completion(chunks: AsyncIterator[ChatChunk]) -> ChatCompletion:
     """Fold chunks into the completion they make."""
     choices: dict[int, _Choice] = {}
-    head: dict[str, Any] = {}
+    first: ChatChunk | None = None
     usage: Usage | None = None
     async for chunk in chunks:
-        head = head or chunk.model_dump(include={"id", "created", "model", "system_fingerprint"})
+        first = first or chunk
         usage = chunk.usage or usage
         for choice in chunk.choices:
             choices.setdefault(choice.index, _Choice()).add(choice)
-    if not choices:
+    if first is None or not choices:
         raise UpstreamError("the model's stream ended without an answer")
-    return ChatCompletion(
-        choices=[choices[index].whole(index) for index in sorted(choices)], usage=usage, **head
+    return ChatCompletion.model_validate(
+        {
+            "id": first.id,
+            "created": first.created,
+            "model": first.model,
+            "choices": [choices[index].whole(index) for index in sorted(choices)],
+            "usage": usage,
+            "system_fingerprint": first.system_fingerprint,
+        }
     )
 
 
@@ -144,15 +180,18 @@ class _Choice:
         call["function"]["name"] += function.get("name") or ""
         call["function"]["arguments"] += function.get("arguments") or ""
 
-    def whole(self, index: int) -> ChatChoice:
+    def whole(self, index: int) -> dict[str, Any]:
         said = {key: "".join(pieces) for key, pieces in self.text.items()}
         calls = [self.calls[position] for position in sorted(self.calls)]
         if not (said.keys() & {"content", "refusal"} or calls):
             said["content"] = ""
-        message = Answer.model_validate({**said, "tool_calls": calls or None})
-        return ChatChoice(
-            index=index, message=message, logprobs=self.logprobs, finish_reason=self.finish or "stop"
-        )
+        message = {**said, "tool_calls": calls or None}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": self.logprobs,
+            "finish_reason": self.finish or "stop",
+        }
 
 
 async def text_completion(chunks: AsyncIterator[Completion]) -> Completion:

@@ -7,6 +7,7 @@ import logging
 import socket
 import struct
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ from tests.support.serving import serve
 from tests.support.speaking import (
     ANSWER,
     DONE,
+    SAID,
     WHOLE,
     ask,
     body,
@@ -67,6 +69,36 @@ def test_without_a_key_none_is_sent() -> None:
             return server.requests[0]
 
     assert "authorization" not in asyncio.run(main()).headers
+
+
+def test_credentials_of_this_machine_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password secret\n", encoding="utf-8")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    test_without_a_key_none_is_sent()
+
+
+def test_a_proxy_of_the_environment_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with upstream(saying(STREAM, WHOLE)) as proxy:
+            address = proxy.url.removeprefix("http://").removesuffix("/v1")
+            for name in ("http_proxy", "HTTP_PROXY"):
+                monkeypatch.setenv(name, f"http://user:secret@{address}")
+            for name in ("no_proxy", "NO_PROXY"):
+                monkeypatch.setenv(name, "127.0.0.1")
+            far = OpenAI(OpenAI.Config(base_url="http://far.test/v1"))
+            found = await chat_completion(far.chat("m", ask()))
+            await far.aclose()
+            assert found.choices[0].message.content == SAID
+            [asked] = proxy.requests
+            assert asked.path == "http://far.test/v1/chat/completions"
+            assert asked.headers["proxy-authorization"] == "Basic dXNlcjpzZWNyZXQ="
+            async with provider(saying(STREAM, WHOLE)) as (near, _):
+                await chat_completion(near.chat("m", ask()))
+            assert len(proxy.requests) == 1, "no_proxy is heeded"
+
+    asyncio.run(main())
 
 
 STATUSES: list[tuple[int, bytes, int, str | None, str | None, str]] = [
@@ -187,6 +219,34 @@ NO_EMBEDDINGS = {
 }
 
 
+def rerank(*scores: tuple[int, Any], **fields: Any) -> tuple[Any, Any]:
+    results = [{"index": index, "relevance_score": score} for index, score in scores]
+    said = json.dumps({"results": results, **fields}).encode()
+
+    async def main() -> tuple[Any, Any]:
+        async with provider(saying(reply(200, said))) as (made, server):
+            return await made.rerank("m", "q", ["a", "b"]), server.requests[0].body
+
+    return asyncio.run(main())
+
+
+def test_scores_come_in_the_order_of_their_documents() -> None:
+    found, asked = rerank((1, 0.9), (0, 0.2), usage={"total_tokens": 7})
+    assert found.scores == [0.2, 0.9] and found.prompt_tokens == 7
+    assert asked == {"model": "m", "query": "q", "documents": ["a", "b"], "top_n": 2}
+
+
+def test_logits_become_scores_from_0_to_1() -> None:
+    found, _ = rerank((0, 0.0), (1, -800.0))
+    assert found.scores == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("scores", [[(0, 0.5)], [(0, 0.5), (0, 0.5)], [(0, 0.5), (1, None)]])
+def test_what_is_no_ranking_is_an_upstream_error(scores: list[tuple[int, Any]]) -> None:
+    with pytest.raises(UpstreamError):
+        rerank(*scores)
+
+
 @pytest.mark.parametrize("said", NO_EMBEDDINGS.values(), ids=NO_EMBEDDINGS)
 def test_what_is_no_embedding_is_an_upstream_error(said: bytes) -> None:
     with pytest.raises(UpstreamError):
@@ -208,6 +268,7 @@ def test_models_are_the_upstreams_own_and_their_kind_is_guessed() -> None:
         "text-embedding-3-small": "embedding",
         "all-MiniLM-L6-v2": "embedding",
         "BAAI/bge-m3": "embedding",
+        "BAAI/bge-reranker-v2-m3": "rerank",
         "intfloat/multilingual-e5-large": "embedding",
         "phi-4-e56": "chat",
         "/models/a b.gguf": "chat",

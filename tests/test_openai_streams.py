@@ -3,12 +3,13 @@
 import asyncio
 import gzip
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from llama_stack_lite.answer import chat_completion, text_completion
-from llama_stack_lite.api.inference import ChatChunk, CompletionRequest
+from llama_stack_lite.api.inference import ChatChunk, ChatCompletion, CompletionRequest
 from llama_stack_lite.errors import UpstreamError, UpstreamTimeout
 from tests.support.speaking import (
     ANSWER,
@@ -98,7 +99,7 @@ def test_a_connection_cut_in_mid_stream_is_an_upstream_error(is_chunked: bool) -
         chunks = []
         async with provider(cut) as (made, _):
             with pytest.raises(UpstreamError, match="dropped the connection|in the middle of an answer"):
-                async for chunk in made.chat("m", ask()):
+                async for chunk in made.chat("m", ask(stream=True)):
                     chunks.append(chunk)
         return chunks
 
@@ -112,7 +113,15 @@ def test_a_connection_cut_before_the_answer_is_an_upstream_error() -> None:
     assert type(refusal(cut)) is UpstreamError
 
 
-@pytest.mark.parametrize("before", [b"", STREAM, STREAM + frames(*ANSWER[:2])], ids=["head", "first", "next"])
+SILENT_AFTER = {
+    "nothing": b"",
+    "a head": STREAM,
+    "a beginning": STREAM + frames(*ANSWER[:2]),
+    "the head of a refusal": STREAM.replace(b"200", b"500"),
+}
+
+
+@pytest.mark.parametrize("before", SILENT_AFTER.values(), ids=SILENT_AFTER)
 def test_silence_is_a_timeout(before: bytes) -> None:
     async def silent(exchange: Exchange) -> None:
         await exchange.send(before)
@@ -131,6 +140,18 @@ def test_a_slow_answer_that_goes_on_is_no_timeout() -> None:
             await asyncio.sleep(0.15)
 
     assert chat(slowly, timeout=0.4).choices[0].message.content == SAID
+
+
+def test_a_reader_that_takes_its_time_is_no_silence() -> None:
+    async def main() -> list[ChatChunk]:
+        chunks = []
+        async with provider(saying(STREAM, *(frames(each) for each in ANSWER)), timeout=0.1) as (made, _):
+            async for chunk in made.chat("m", ask(stream=True)):
+                chunks.append(chunk)
+                await asyncio.sleep(0.15)
+        return chunks
+
+    assert len(asyncio.run(main())) == 4
 
 
 def test_closing_the_stream_hangs_up_on_the_upstream() -> None:
@@ -201,6 +222,42 @@ def test_what_servers_write_in_several_ways_comes_out_in_one() -> None:
     assert chunks[-1].choices == [] and chunks[-1].usage and chunks[-1].usage.model_dump() == USAGE
     assert {(chunk.id, chunk.model, chunk.created) for chunk in chunks} == {("", "", 0)}
     assert chunks[2].model_extra == {"service_tier": "flex"}
+
+
+def test_text_that_came_at_once_is_in_pieces_only_where_they_are_seen() -> None:
+    logprobs = {"content": [{"token": "d", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+    stream = [
+        frame(delta={"role": "assistant", "content": "a"}),
+        frame(delta={"content": "b"}),
+        {"choices": [{"index": 1, "delta": {"content": "x"}}]},
+        frame(delta={"content": "c"}),
+        frame(delta={"content": "d"}, logprobs=logprobs),
+        frame(delta={"content": ""}),
+        frame(delta={"content": "e"}, finish_reason="stop"),
+        frame(delta={"content": "behind the end"}),
+        {"choices": [{"index": 1, "delta": {"content": "y"}}], "usage": USAGE},
+        {"choices": [{"index": 1, "delta": {"content": "z"}, "finish_reason": "length"}]},
+    ]
+
+    async def pieces(stream_wanted: bool) -> tuple[list[str], ChatCompletion]:
+        async with provider(saying(STREAM, frames(*stream) + DONE)) as (made, _):
+            chunks = [chunk async for chunk in made.chat("m", ask(stream=stream_wanted, n=2))]
+        said = [choice.delta.get("content") or "" for chunk in chunks for choice in chunk.choices]
+
+        async def again() -> AsyncIterator[ChatChunk]:
+            for chunk in chunks:
+                yield chunk
+
+        return said, await chat_completion(again())
+
+    seen, streamed = asyncio.run(pieces(True))
+    joined, whole = asyncio.run(pieces(False))
+    assert seen == ["a", "b", "x", "c", "d", "", "e", "y", "z"]
+    assert joined == ["ab", "x", "c", "d", "", "e", "y", "z"]
+    assert whole == streamed
+    assert [choice.message.content for choice in whole.choices] == ["abcde", "xyz"]
+    assert [choice.finish_reason for choice in whole.choices] == ["stop", "length"]
+    assert whole.usage and whole.usage.model_dump() == USAGE
 
 
 def test_tool_calls_refusals_and_logprobs_come_through() -> None:

@@ -11,6 +11,10 @@ class Wire(BaseModel):
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
+    def to_json(self) -> bytes:
+        """What `model_dump_json` gives, as bytes, and without its detour by `str`."""
+        return self.__pydantic_serializer__.to_json(self)
+
 
 def sparse() -> Any:
     """A field that is left out of the JSON, rather than `null`, when there is nothing to say."""
