@@ -83,7 +83,7 @@ def check(python: Path, where: Path) -> None:
     assert not found["leaked"]
     assert found["typed"] and found["catalogue"] and found["templates"]
     assert {"starter.yaml", "remote.yaml"} <= set(found["files"])
-    assert found["plugins"] == ["llama-cpp", "onnx", "openai", "scripted"]
+    assert found["plugins"] == ["llama-cpp", "onnx", "openai", "scripted", "transformers"]
     command = python.parent / "llama-lite"
     assert run(command, "version", cwd=where).strip()
 
