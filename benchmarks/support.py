@@ -1,0 +1,242 @@
+"""What the benchmarks share: model files, a server of our own, timed answers over HTTP, and tables."""
+
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from llama_stack_lite.api.models import ModelCard
+from llama_stack_lite.models import card, paths
+from llama_stack_lite.providers.inference.llama_cpp.quantizing import prepared
+
+Figures = dict[str, float]
+JsonObject = dict[str, Any]
+
+START = 180  # seconds that a server may take to start
+# each one token in the vocabularies of Llama's kind, so that a prompt's length can be chosen
+COMMON = """
+river stone apple cloud window garden mountain letter music summer winter silver golden bridge
+forest island market paper number yellow orange purple green black white happy strong gentle early
+small large house school table chair water fire earth light night morning evening friend family
+teacher doctor farmer driver writer reader story picture color sound voice dance travel train
+plane ship road street city town village country world space planet moon star ocean beach sand
+snow rain wind storm heart hand head foot finger shoulder bread butter cheese sugar coffee tea
+milk fruit flower tree leaf grass bird horse sheep tiger lion wolf fish whale
+"""
+WORDS = COMMON.split()
+
+
+def words(count: int) -> str:
+    """So many words by chance: a prompt that no cache has seen."""
+    return " ".join(random.choices(WORDS, k=count))
+
+
+def user(text: str) -> JsonObject:
+    return {"role": "user", "content": text}
+
+
+def system(text: str) -> JsonObject:
+    return {"role": "system", "content": text}
+
+
+def gguf(model: str) -> Path:
+    """The very file that the `llama-cpp` provider loads for a model, so that all are measured on the same."""
+    found = card(model)
+    source = next(path for name, path in paths(found).items() if name.endswith(".gguf"))
+    file: Path = prepared(found, source)
+    return file
+
+
+# ---------------------------------------------------------------- servers
+
+
+@dataclass
+class Server:
+    """Where to ask, and for which model; `pid` of a process that was started here."""
+
+    name: str
+    url: str
+    model: str
+    pid: int | None = None
+    session: aiohttp.ClientSession = field(init=False, repr=False)
+
+    async def __aenter__(self) -> "Server":
+        # a connection for each request: an idle one is closed by servers after seconds of their choice
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        self.session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(600))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.session.close()
+
+    def body(self, messages: list[JsonObject], **options: Any) -> JsonObject:
+        return {"model": self.model, "messages": messages, "temperature": 0, **options}
+
+    async def stream(
+        self, messages: list[JsonObject], *, into: "Answer | None" = None, **options: Any
+    ) -> "Answer":
+        """A streamed chat completion; raises `RuntimeError` with the server's words where it is none.
+
+        Given `into`, it can be looked at before it ends.
+        """
+        body = self.body(messages, stream=True, stream_options={"include_usage": True}, **options)
+        answer = into or Answer(time.perf_counter())
+        async with self.session.post(f"{self.url}/chat/completions", json=body) as reply:
+            if reply.status != 200:
+                raise RuntimeError(f"{self.name} answered {reply.status}: {await reply.text()}")
+            async for block in reply.content.iter_any():
+                answer.blocks.append((time.perf_counter(), block))
+        answer.check()
+        return answer
+
+    async def prompt_tokens(self, messages: list[JsonObject]) -> int:
+        """How long the server says a prompt is."""
+        body = self.body(messages, max_tokens=1)
+        async with self.session.post(f"{self.url}/chat/completions", json=body) as reply:
+            if reply.status != 200:
+                raise RuntimeError(f"{self.name} answered {reply.status}: {await reply.text()}")
+            return int((await reply.json())["usage"]["prompt_tokens"])
+
+
+@dataclass
+class Answer:
+    """A stream as it came, read only when the load is over; times in seconds of `time.perf_counter`."""
+
+    began: float
+    blocks: list[tuple[float, bytes]] = field(default_factory=list)
+
+    def events(self) -> Iterator[tuple[float, JsonObject]]:
+        """Every event, and when the last byte of it came."""
+        rest = b""
+        for when, block in self.blocks:
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                if line.startswith(b"data: {"):
+                    yield when, json.loads(line[6:])
+
+    def check(self) -> None:
+        if b'"error"' in b"".join(block for _, block in self.blocks[-2:]):
+            raise RuntimeError(f"the stream ended with an error: {self.blocks[-1][1].decode()}")
+
+    @cached_property
+    def deltas(self) -> list[tuple[float, JsonObject]]:
+        """The pieces that hold text or a call."""
+        return [
+            (when, choice["delta"])
+            for when, event in self.events()
+            for choice in event.get("choices", [])
+            if choice["delta"].get("content") or choice["delta"].get("tool_calls")
+        ]
+
+    @property
+    def first(self) -> float:
+        """Seconds to the first token."""
+        if not self.deltas:
+            raise RuntimeError(f"an answer without a token: {self.blocks}")
+        return self.deltas[0][0] - self.began
+
+    @property
+    def ended(self) -> float:
+        return self.blocks[-1][0]
+
+    @property
+    def arrivals(self) -> list[float]:
+        return [when for when, _ in self.deltas]
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.get("content") or "" for _, delta in self.deltas)
+
+    @cached_property
+    def usage(self) -> JsonObject:
+        """The server's own count; empty where it keeps none."""
+        found = [event["usage"] for _, event in self.events() if event.get("usage")]
+        return found[-1] if found else {}
+
+    @property
+    def tokens(self) -> int:
+        """How many were written; by pieces where the server keeps no count."""
+        return int(self.usage.get("completion_tokens") or len(self.deltas))
+
+    @property
+    def cached(self) -> int:
+        """How many tokens of the prompt were not read again, as far as the server says."""
+        return int((self.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
+
+
+def gaps(arrivals: list[float]) -> list[float]:
+    """Seconds between one piece and the next."""
+    return [after - before for before, after in zip(arrivals, arrivals[1:], strict=False)]
+
+
+@contextmanager
+def child(command: list[str], *, output: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends with the block."""
+    process = subprocess.Popen(command, stdout=output, text=True)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+@contextmanager
+def ours(model: str | JsonObject, **settings: object) -> Iterator[Server]:
+    """`llama-lite run starter` on a free port, with one model (a name, a GGUF file or a card) and settings
+    of the `llama-cpp` provider."""
+    name = f"local/{card(model if isinstance(model, str) else ModelCard.model_validate(model)).id}"
+    chosen = {f"inference.local.{key}": value for key, value in settings.items()}
+    chosen |= {"inference.local.models": json.dumps([model]), "defaults.model": name}
+    overrides = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+    code = "from llama_stack_lite.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", "starter", "--offline", "--port", "0", *overrides]
+    with child([*command, "--log-level", "error"], output=subprocess.PIPE) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("export OPENAI_BASE_URL="):
+                yield Server("llama-stack-lite", line.strip().partition("=")[2], name, process.pid)
+                return
+        raise SystemExit("llama-lite did not start")
+
+
+# ---------------------------------------------------------------- figures
+
+
+def percentile(values: list[float], percent: int) -> float:
+    if len(values) < 2:
+        return values[0]
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+def machine(*packages: str) -> str:
+    """Where figures come from: processor, cores, Python, versions."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    found = [names[0] if names else platform.processor(), f"{os.cpu_count()} cores"]
+    found += [f"python {platform.python_version()}"]
+    return ", ".join(found + [f"{package} {version(package)}" for package in packages])
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
