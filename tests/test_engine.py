@@ -267,17 +267,25 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_prompts_get_as_much_of_a_step_as_writing_does() -> None:
+def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:
     pace = Pace()
-    assert pace.rows(readers=1, writers=0) == Pace.FIRST
-    pace.learn(0.032, writers=0, read=32)  # 1 ms a row
-    assert pace.rows(readers=1, writers=0) == 250, "no step is longer than 250 ms"
-    assert pace.rows(readers=1, writers=4) == 0, "one step without prompts shows what it takes"
+
+    def rows(readers: int, *, writers: int = 4, shortest: int = 2000) -> int:
+        return pace.rows(readers=readers, writers=writers, shortest=shortest)
+
+    assert rows(1, writers=0) == Pace.BULK
+    pace.learn(0.064, writers=0, read=32)  # 2 ms a row
+    assert rows(1, writers=0) == 125, "no piece takes longer than 250 ms"
+    assert rows(1) == 0, "one step without prompts shows what it takes"
     pace.learn(0.040, writers=4, read=0)
-    assert pace.rows(readers=1, writers=4) == 30, "three quarters of 40 ms"
-    assert pace.rows(readers=4, writers=4) == 120, "four readers have four times the share"
-    assert pace.rows(readers=60, writers=4) == 250
-    pace.learn(0.080, writers=4, read=8)  # 5 ms a row
-    assert pace.rows(readers=1, writers=4) == 6, "a slower row means fewer of them"
-    pace.learn(10.0, writers=4, read=6)
-    assert pace.rows(readers=1, writers=4) == LEAST
+    assert rows(1) == 15, "three quarters of 40 ms"
+    assert rows(2) == 60 and rows(60) == 125, "the more wait, the more they get"
+    assert rows(1, shortest=Pace.SHORT) == 125, "a short one is soon over"
+    for _ in range(20):
+        pace.learn(0.040 + 0.010 + 0.002 * 8, writers=4, read=8)  # each piece costs 10 ms beside its rows
+    assert rows(1) == 10
+    pace.learn(10.0, writers=4, read=5)
+    assert rows(1) == LEAST
+    for _ in range(Pace.FRESH):
+        pace.learn(0.080, writers=4, read=4)
+    assert rows(1) == 0, "what a step takes without prompts is looked at anew"

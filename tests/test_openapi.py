@@ -15,6 +15,7 @@ from tests.support.serving import serve
 from tests.support.tiny import write_llama
 
 MODELS = st.sampled_from(["test/scripted", "local/tiny"])
+OTHERS = {"/v1/embeddings": "test/vectors", "/v1/rerank": "test/ranks"}
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,7 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     files = [{"name": tiny.name, "sources": [f"file:{tiny}"]}]
     card = {"id": "tiny", "tool_calling": "llama3-json", "files": files}
     scripted = {"provider": "scripted", "replies": ["one two three"], "loop": True}
+    scripted |= {"embedding_models": ["vectors"], "rerank_models": ["ranks"]}
     local = {"provider": "llama-cpp", "models": [card], "slots": 2}
     with serve(StackConfig.model_validate({"inference": {"test": scripted, "local": local}})) as running:
         yield schemathesis.openapi.from_url(f"{running.url}/openapi.json")
@@ -38,7 +40,7 @@ def test_the_description_is_valid(schema: Any) -> None:
 def aimed(case: Any, model: str) -> Any:
     """Point a made-up request at a model that exists, and keep its answer short."""
     if isinstance(case.body, dict):
-        case.body["model"] = model
+        case.body["model"] = OTHERS.get(case.operation.path, model)
         for field in ("max_tokens", "max_completion_tokens"):
             if isinstance(case.body.get(field), int) or "prompt" in case.body or "messages" in case.body:
                 case.body[field] = 3

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BATCH = 256  # rows of one step, at most
-LEAST = 4  # rows of prompts that a step takes, however slow it is
+LEAST = 8  # rows of prompts that a step takes, however slow it is
 
 Ids = NDArray[np.int32]
 
@@ -54,51 +54,52 @@ class Batch:
 class Pace:
     """Learns what a step takes, so that reading prompts does not stall those who wait for their next token.
 
-    With one reader, a step with a piece of its prompt takes less than twice as long as one without; with
-    more of them it may take that many times as long, up to `LONGEST`: then most people wait to be read.
+    While one long prompt is read, a step with a piece of it takes less than twice as long as one without.
+    A short one, or a long one's end, is over in a few steps, so they may be long; and the more prompts wait,
+    the longer, as most people then wait for these. No piece takes much more than `LONGEST`: only between
+    steps a request can come or go.
     """
 
     SHARE = 0.75  # of a step without prompts; the rest is for noise
-    LONGEST = 0.25  # seconds; only between steps a request can come or go
-    FIRST = 32  # rows of the first piece, of which nothing is known
+    LONGEST = 0.25  # seconds
+    SHORT = 128  # tokens
+    BULK = 32  # rows from which on a piece shows what a row costs; of fewer, what a piece costs besides
     WEIGHT = 0.2  # of the newest step
     FRESH = 32  # steps with prompts after which one without them shows again what that takes
 
     def __init__(self) -> None:
         self.writing: dict[int, float] = {}  # seconds of a step without prompts, by its rows
-        self.alone: float | None = None  # seconds of a prompt's row in a step without writers
-        self.beside: float | None = (
-            None  # and in a step with them, where rows are fewer and each takes longer
-        )
+        self.row: float | None = None  # seconds of a prompt's row
+        self.piece = 0.0  # seconds of a piece beside its rows
         self.age = 0
 
-    def rows(self, *, readers: int, writers: int) -> int:
-        """How many rows of prompts the next step may take."""
-        row = self.beside or self.alone if writers else self.alone
-        if row is None:
-            return self.FIRST
-        if writers == 0:
-            return self._bounded(self.LONGEST / row, BATCH)
+    def rows(self, *, readers: int, writers: int, shortest: int) -> int:
+        """How many rows of prompts the next step may take; `shortest` of them has so many tokens left."""
+        if self.row is None:
+            return self.BULK
+        if writers == 0 or shortest <= self.SHORT:
+            return self._bounded(self.LONGEST / self.row, writers)
         if writers not in self.writing or self.age >= self.FRESH:
             return 0
-        without = self.writing[writers]
-        seconds = min(without * self.SHARE * readers, max(self.LONGEST, without * self.SHARE))
-        return self._bounded(seconds / row, BATCH - writers)
+        share = self.writing[writers] * self.SHARE
+        seconds = min(share * readers**2, max(self.LONGEST, share))
+        return self._bounded((seconds - self.piece) / self.row, writers)
 
     def learn(self, seconds: float, *, writers: int, read: int) -> None:
         """Take note of a step with `read` rows of prompts."""
-        if read == 0:
+        if not read:
             self.writing[writers] = self._mean(self.writing.get(writers), seconds)
             self.age = 0
-        elif writers == 0:
-            self.alone = self._mean(self.alone, seconds / read)
-        else:
-            spent = max(seconds - self.writing.get(writers, 0.0), seconds * 0.1)
-            self.beside = self._mean(self.beside, spent / read)
-            self.age += 1
+            return
+        self.age += writers > 0
+        spent = max(seconds - self.writing.get(writers, 0.0), seconds / 10)
+        if read >= self.BULK or self.row is None:
+            self.row = self._mean(self.row, spent / read)
+        elif writers:
+            self.piece = self._mean(self.piece, max(0.0, spent - read * self.row))
 
-    def _bounded(self, rows: float, most: int) -> int:
-        return max(LEAST, min(int(rows), most))
+    def _bounded(self, rows: float, writers: int) -> int:
+        return max(LEAST, min(int(rows), BATCH - writers))
 
     def _mean(self, old: float | None, new: float) -> float:
         return new if old is None else old + self.WEIGHT * (new - old)

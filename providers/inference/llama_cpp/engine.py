@@ -166,8 +166,7 @@ class Engine:
     def _see(self, active: list[tuple[Slot, Sequence]]) -> list[Event]:
         """Read a piece of the image that each sequence has come to, if any."""
         out: list[Event] = []
-        writers = sum(1 for _, sequence in active if not sequence.reading)
-        budget = self._pace.rows(readers=len(active) - writers, writers=writers)
+        _, budget = self._shares(active)
         for slot, sequence in active:
             if (tile := sequence.sees()) and budget:
                 count = tile.rows_from(sequence.seen, budget)
@@ -181,13 +180,18 @@ class Engine:
                     sequence.todo, sequence.seen = sequence.todo[tile.span :], 0
         return out
 
+    def _shares(self, active: list[tuple[Slot, Sequence]]) -> tuple[int, int]:
+        """How many write already, and how many rows the others may read."""
+        ahead = [len(sequence.todo) for _, sequence in active if sequence.reading]
+        writers = len(active) - len(ahead)
+        return writers, self._pace.rows(readers=len(ahead), writers=writers, shortest=min(ahead, default=0))
+
     def _fill(self, active: list[tuple[Slot, Sequence]]) -> tuple[list[tuple[Slot, int, int]], int]:
         """Fill the batch in slot order, as separate KV streams want.
 
         Return `(slot, first row, rows)` of each sequence in it, and how many of them write already.
         """
-        writers = sum(1 for _, sequence in active if not sequence.reading)
-        budget = self._pace.rows(readers=len(active) - writers, writers=writers)
+        writers, budget = self._shares(active)
         counts, room = {slot.number: 1 for slot, _ in active}, BATCH - writers
         # the shortest first: it waits for nobody's long prompt, and the long one hardly notices
         readers = [(slot, sequence) for slot, sequence in active if sequence.reading]
