@@ -270,7 +270,7 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:
     pace = Pace()
 
-    def rows(readers: int, *, writers: int = 4, shortest: int = 2000) -> int:
+    def rows(readers: int, *, writers: int = 4, shortest: int = 2000) -> object:
         return pace.rows(readers=readers, writers=writers, shortest=shortest)
 
     assert rows(1, writers=0) == Pace.BULK
