@@ -136,6 +136,7 @@ class Engine:
         """Read a batch of tokens and sample after each sequence that has read all of its own."""
         started = time.perf_counter()
         active = self._turn()
+        looking = any(sequence.sees() for _, sequence in active)
         out = self._see(active)
         rows, writers = self._fill([each for each in active if each[0].user and not each[1].sees()])
         code = self._checked(lib.llama_decode(self.loaded.context, self._batch.handle)) if rows else 0
@@ -146,9 +147,9 @@ class Engine:
                 continue
             slot.extend(sequence.todo[:count])
             out += [(sequence, step) for step in self._sampled(slot, sequence, first, count)]
-        self._pace.learn(
-            time.perf_counter() - started, writers=writers, read=self._batch.handle.n_tokens - writers
-        )
+        if not looking:  # an image's rows are not a prompt's
+            read = self._batch.handle.n_tokens - writers
+            self._pace.learn(time.perf_counter() - started, writers=writers, read=read)
         deliver(out)
 
     def _checked(self, code: int) -> int:
