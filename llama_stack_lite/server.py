@@ -16,8 +16,9 @@ from pydantic import BaseModel, SecretStr
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .answer import SafetyOff
 from .config import StackConfig
 from .errors import InvalidRequest, StackError, Unauthorized
 from .routes import inference, metrics, safety, system
@@ -76,21 +77,6 @@ def create_app(config: StackConfig) -> FastAPI:
         )
     app.add_middleware(SafetyOff)
     return app
-
-
-class SafetyOff:
-    """Says `safety: off` in every answer of a server that lets anything pass unjudged."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope["app"].state.stack.judge.off:
-                message["headers"] = [*message["headers"], (b"safety", b"off")]
-            await send(message)
-
-        await self.app(scope, receive, marked if scope["type"] == "http" else send)
 
 
 class KeyCheck:

@@ -7,8 +7,9 @@ from typing import Generic, Self, TypeVar
 from starlette.requests import HTTPConnection
 
 from .api.inference import Inference
-from .api.models import Kind, ModelCard
+from .api.models import Kind, ModelCard, ModelState
 from .api.safety import Safety
+from .api.tools import Tools
 from .config import StackConfig
 from .config import config_of as config_of
 from .errors import ConfigError, InvalidRequest, NotFound, StackError
@@ -43,6 +44,12 @@ class Model:
         """Whether nothing that it is asked leaves this process: only models of our own have a state."""
         return hasattr(self.provider, "state")
 
+    @property
+    def state(self) -> ModelState | None:
+        """Whether it is in memory, or why not; None of a model that is not in this process."""
+        found: ModelState | None = self.provider.state(self.name) if hasattr(self.provider, "state") else None
+        return found
+
 
 @dataclass
 class Stack:
@@ -52,6 +59,7 @@ class Stack:
     inference: Registry[Inference] = field(default_factory=Registry)
     models: dict[str, Model] = field(default_factory=dict)
     safety: Registry[Safety] = field(default_factory=Registry)
+    tools: Registry[Tools] = field(default_factory=Registry)
 
     def __post_init__(self) -> None:
         self.judge = Judge(self.config.enforce, self.safety)
@@ -70,6 +78,7 @@ class Stack:
             stack._check_defaults()
             stack._create("safety")
             await stack.judge.start()
+            stack._create("tools")
         except BaseException:
             await stack.aclose()
             raise
@@ -136,6 +145,12 @@ class Stack:
             return None
         card = ModelCard.model_construct(id=rest, kind=kind)
         return Model(name, rest, provider_name, provider, card)
+
+    def pull(self) -> str | None:
+        """The command that gets the models whose files are missing; None where none is."""
+        states = [(model.card.id, model.state) for model in self.models.values()]
+        missing = [name for name, state in states if state and state.state == "missing"]
+        return f"llama-lite pull {' '.join(missing)}" if missing else None
 
     async def aclose(self) -> None:
         """Close every provider that has something to close, last built first."""

@@ -185,15 +185,11 @@ def test_the_door_does_ask() -> None:
     assert asked == {"chat", "complete"}
 
 
-AROUND = {ROOT / "llama_stack_lite" / "server.py", ROOT / "llama_stack_lite" / "routes" / "body.py"}
-
-
 @contextmanager
 def crossed() -> Iterator[set[str]]:
     """The project's files whose functions run meanwhile, in any thread; a folder of a provider counts as one.
 
-    What stands around all routes does not count (`server.py`, `routes/body.py`), nor does `api/`: contracts
-    are types, and types that check themselves are no hop.
+    `api/` does not count: contracts are types, and types that check themselves are no hop.
     """
     found: set[str] = set()
 
@@ -203,7 +199,7 @@ def crossed() -> Iterator[set[str]]:
             parts = path.relative_to(ROOT).parts
             if parts[0] == "providers":
                 found.add("/".join(parts[:3]).removesuffix(".py"))
-            elif parts[0] == "llama_stack_lite" and parts[1] != "api" and path not in AROUND:
+            elif parts[0] == "llama_stack_lite" and parts[1] != "api":
                 found.add("/".join(parts))
 
     sys.setprofile(tracer)

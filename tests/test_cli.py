@@ -300,6 +300,21 @@ def test_doctor_warns_of_a_missing_model_and_a_taken_port(lite: Lite, tmp_path: 
 # ---------------------------------------------------------------- new
 
 
+def check_package(folder: Path, module: str, env: dict[str, str]) -> None:
+    """Its tests pass, ten of them at least, and linter and type checker have nothing to say."""
+
+    def run(*tool: str) -> str:
+        command = [sys.executable, "-m", *tool]
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    tests = run("pytest", "-q", "-p", "no:cacheprovider", "-W", "error")
+    assert int(re.findall(r"(\d+) passed", tests)[0]) >= 10
+    run("ruff", "check", "--select", "E,F,I,B,UP", "--line-length", "110", module)
+    run("mypy", module)
+
+
 def test_a_new_provider_is_small_and_conforms(lite: Lite, env: dict[str, str], tmp_path: Path) -> None:
     made = lite("new", "provider", "inference", "my-parrot", "--into", "parrot")
     assert made.returncode == 0, made.stderr
@@ -315,20 +330,7 @@ def test_a_new_provider_is_small_and_conforms(lite: Lite, env: dict[str, str], t
     assert setup["entry-points"]["llama_stack_lite.inference"] == {
         "my-parrot": "llama_stack_lite_my_parrot:MyParrot"
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
-    tests = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
-    assert tests.returncode == 0, tests.stdout
-    assert int(re.findall(r"(\d+) passed", tests.stdout)[0]) >= 10
-    for tool in (["ruff", "check", "--select", "E,F,I,B,UP", "--line-length", "110"], ["mypy"]):
-        checked = subprocess.run(
-            [sys.executable, "-m", *tool, "llama_stack_lite_my_parrot.py"],
-            cwd=folder,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert checked.returncode == 0, checked.stdout
+    check_package(folder, "llama_stack_lite_my_parrot.py", env)
     asked = {"PYTHONPATH": os.pathsep.join([env["PYTHONPATH"], str(folder)])}
     (tmp_path / "p.yaml").write_text(
         "inference: {p: {provider: 'llama_stack_lite_my_parrot:MyParrot'}}\n", encoding="utf-8"
@@ -345,48 +347,4 @@ def test_a_new_shield_is_small_and_conforms(lite: Lite, env: dict[str, str], tmp
     assert setup["entry-points"]["llama_stack_lite.safety"] == {
         "my-links": "llama_stack_lite_my_links:MyLinks"
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error"]
-    tests = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
-    assert tests.returncode == 0, tests.stdout
-    assert int(re.findall(r"(\d+) passed", tests.stdout)[0]) >= 10
-    for tool in (["ruff", "check", "--select", "E,F,I,B,UP", "--line-length", "110"], ["mypy"]):
-        command = [sys.executable, "-m", *tool, "llama_stack_lite_my_links.py"]
-        checked = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
-        assert checked.returncode == 0, checked.stdout
-    (tmp_path / "links.yaml").write_text(
-        "safety: {links: {provider: 'llama_stack_lite_my_links:MyLinks', hosts: [a.example]}}\n"
-        "inference: {echo: {provider: scripted, replies: [fine], loop: true}}\n"
-        "enforce: {input: [links], output: [links]}\n",
-        encoding="utf-8",
-    )
-    asked = {"PYTHONPATH": os.pathsep.join([env["PYTHONPATH"], str(folder)])}
-    said = lite("chat", "--distribution", "links.yaml", "see http://a.example/b", **asked)
-    assert said.stdout == "fine\n"
-    refused = lite("chat", "--distribution", "links.yaml", "see http://b.example/b", **asked)
-    assert "Withheld" in refused.stdout + refused.stderr
-
-
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("Parrot", "small letters"),
-        ("a b", "small letters"),
-        ("-x", "No such option"),
-        ("openai", "there is an inference provider `openai` already"),
-        ("settings", "class `Settings` would hide"),
-    ],
-)
-def test_a_bad_name_writes_nothing(name: str, reason: str, lite: Lite, tmp_path: Path) -> None:
-    before = set(tmp_path.iterdir())
-    result = lite("new", "provider", "inference", name)
-    assert result.returncode in (1, 2)
-    assert reason in result.stderr
-    assert set(tmp_path.iterdir()) == before
-
-
-def test_a_full_folder_is_left_alone(lite: Lite, tmp_path: Path) -> None:
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("mine", encoding="utf-8")
-    result = lite("new", "provider", "inference", "x", "--into", "full")
-    assert result.returncode == 1 and "is not empty" in result.stderr
-    assert [file.name for file in (tmp_path / "full").iterdir()] == ["mine.txt"]
+    check_package(folder, "llama_stack_lite_my_links.py", env)

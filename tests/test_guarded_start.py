@@ -11,6 +11,7 @@ from llama_stack_lite.config import StackConfig
 from llama_stack_lite.errors import ConfigError
 from llama_stack_lite.server import create_app
 from tests.support.lite import Lite, address, env, lite, serving
+from tests.support.serving import serve
 
 __all__ = ["env", "lite"]  # fixtures
 
@@ -78,6 +79,22 @@ def test_a_guard_that_is_not_required_is_waited_for(env: dict[str, str], tmp_pat
         )
         reply = ask(address(banner))
         assert (reply.headers["safety"], reply.json()["choices"][0]["finish_reason"]) == ("off", "stop")
+
+
+def test_the_remote_distribution_wants_its_guard(lite: Lite, env: dict[str, str]) -> None:
+    config = {"inference": {"far": {"provider": "scripted", "models": ["llama-guard3:1b"]}}}
+    with serve(StackConfig.model_validate(config)) as far:
+        far.app.state.stack.inference["far"].queue(*["safe"] * 2, "Hello.", "safe")
+        names = {"OPENAI_BASE_URL": far.url + "/v1", "GUARD_MODEL": "far/llama-guard3:1b"}
+        refused = lite("run", "remote", "--port", "0", GUARD_BASE_URL="http://127.0.0.1:9/v1", **names)
+        assert refused.returncode == 78 and "127.0.0.1:9" in refused.stderr
+        names["GUARD_BASE_URL"] = far.url + "/v1"
+        with serving(env | names, "remote", "--port", "0", guard=True) as (_, banner):
+            assert banner[2] == "Safety: on: input by guard, output by guard"
+            body = {"model": "remote/far/llama-guard3:1b", "messages": [{"role": "user", "content": "?"}]}
+            reply = httpx.post(f"{address(banner)}/chat/completions", json=body)
+            assert reply.json()["choices"][0]["message"]["content"] == "Hello."
+            assert "safety" not in reply.headers
 
 
 async def states(config: dict[str, Any], *replies: str) -> list[tuple[str, str | None, str]]:

@@ -24,7 +24,6 @@ from llama_stack_lite.safety.evaluation import Judged, Rate, Report, curve, repo
 from llama_stack_lite.safety.judge import Judge
 from llama_stack_lite.safety.plot import picture
 from llama_stack_lite.server import create_app
-from llama_stack_lite.stack import Stack
 
 from .models import pull_shown
 from .serving import go_offline, missing_models, started
@@ -148,9 +147,8 @@ async def _results(
     async with started(app):
         judge: Judge = app.state.stack.judge
         if shield in judge.waiting:
-            raise ConfigError(
-                f"shield `{shield}` cannot judge: its model is not here{_pull(app.state.stack)}"
-            )
+            pull = f" ({command})" if (command := app.state.stack.pull()) else ""
+            raise ConfigError(f"shield `{shield}` cannot judge: its model is not here{pull}")
         turns = asyncio.Semaphore(parallel)
 
         async def one(row: Row) -> Result:
@@ -163,16 +161,6 @@ async def _results(
         pending = [asyncio.ensure_future(one(row)) for row in rows]
         shown = track(pending, "rows", console=console, disable=not console.is_terminal, transient=True)
         return [await each for each in shown], time.perf_counter() - began
-
-
-def _pull(stack: Stack) -> str:
-    """The command for the models that a distribution does without until they are here."""
-    missing = [
-        model.card.id
-        for model in stack.models.values()
-        if hasattr(model.provider, "state") and model.provider.state(model.name).state == "missing"
-    ]
-    return f" (llama-lite pull {' '.join(missing)})" if missing else ""
 
 
 async def _asked(judge: Judge, shield: str, row: Row) -> Result:

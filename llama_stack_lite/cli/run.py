@@ -197,20 +197,14 @@ def _safety(config: StackConfig, stack: Stack) -> str:
     said = ", ".join(f"{point} by {' and '.join(names)}" for point, names in points.items() if names)
     if not stack.judge.off:
         return f"on: {said}"
-    missing = [model.card.id for model in stack.models.values() if _is_missing(model)]
-    pull = f" (llama-lite pull {' '.join(missing)})" if missing else ""
+    pull = f" ({command})" if (command := stack.pull()) else ""
     return f"off until {' and '.join(sorted(stack.judge.waiting))} has its model{pull}; then {said}"
-
-
-def _is_missing(model: Model) -> bool:
-    return hasattr(model.provider, "state") and model.provider.state(model.name).state == "missing"
 
 
 def _shown(model: Model) -> str:
     """A model in the banner: what it is for, and how it is held where it is in this process."""
     facts: list[str] = [model.card.kind]
-    if hasattr(model.provider, "state"):
-        state = model.provider.state(model.name)
+    if state := model.state:
         facts += [state.detail or state.state] if state.state != "failed" else [f"failed: {state.error}"]
     return f"{model.id} ({'; '.join(facts)})"
 

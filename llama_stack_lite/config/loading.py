@@ -1,7 +1,9 @@
 """From sources to a checked `StackConfig`."""
 
 import functools
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from .check import check
 from .environment import expand
@@ -27,4 +29,7 @@ def load(sources: Sequence[str], *, overrides: Sequence[str] = ()) -> StackConfi
         problems.raise_any()
     root = readable[0].place if readable else Place(0, 0, 0, "the configuration")
     merged = functools.reduce(merge, readable, Node({}, root))
-    return check(prune(expand(merged, (), problems), 2), problems)
+    config = check(prune(expand(merged, (), problems), 2), problems)
+    if "name" in config.model_fields_set or not sources:
+        return config
+    return config.model_copy(update={"name": re.sub(r"[^A-Za-z0-9_-]+", "-", Path(sources[0]).stem)})

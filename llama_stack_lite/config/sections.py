@@ -89,20 +89,57 @@ class Server(BaseModel):
     max_body_size: int = Field(32 * 1024 * 1024, ge=1024, description="bytes")
 
 
+class Turns(BaseModel):
+    """Limits of agent turns, which are what /v1/responses and named agents run."""
+
+    model_config = ConfigDict(extra="forbid")
+    workers: int = Field(4, ge=0, description="background turns that this server works on at once")
+    queue: int = Field(100, ge=0, description="background turns that may wait; more are refused with 429")
+    lease: float = Field(10, ge=1, description="seconds after which another server takes over a dead one's turn")
+    max_steps: int = Field(16, ge=1, description="calls of the model in one turn at most")
+    max_tool_calls: int = Field(64, ge=1, description="calls of tools in one turn at most")
+    timeout: float = Field(600, gt=0, description="seconds for a whole turn")
+    remote_mcp: bool = Field(True, description="whether requests may name MCP servers by `server_url`")
+
+
+class Fetch(BaseModel):
+    """Which addresses URLs in requests may lead to: public ones, and those that are listed here."""
+
+    model_config = ConfigDict(extra="forbid")
+    allow: list[str] = Field(
+        [], description="networks, hosts or host:port beside the public ones, such as 10.1.0.0/16"
+    )
+    max_bytes: int = Field(20 * 1024 * 1024, ge=1, description="of a file that is fetched")
+    timeout: float = Field(20, gt=0, description="seconds for a file that is fetched")
+
+
 class StackConfig(BaseModel):
     """The whole configuration; what is not in here does not run."""
 
     model_config = ConfigDict(extra="forbid")
+    name: Name = Field("default", description="whose state this is; a file's own name, where it says none")
     description: str | None = None
     inference: dict[Name, ProviderEntry] = Field({}, description="providers of chat and embedding models")
     safety: dict[Name, ProviderEntry] = Field({}, description="shields, which `enforce` puts to work")
     enforce: Enforce = Enforce()
+    tools: dict[Name, ProviderEntry] = Field({}, description="tools that agents and responses may use")
+    storage: str | None = Field(
+        None, description="`sqlite`, or a SQLAlchemy URL; without it nothing is kept, and agents are off"
+    )
+    turns: Turns = Turns()
+    fetch: Fetch = Fetch()
     defaults: Defaults = Defaults()
     server: Server = Server()
 
     def providers(self) -> dict[str, dict[str, ProviderEntry]]:
         """The provider sections, in the order they are built."""
-        return {"inference": self.inference, "safety": self.safety}
+        return {"inference": self.inference, "safety": self.safety, "tools": self.tools}
+
+    def database(self) -> str | None:
+        """The SQLAlchemy URL of the state; None where nothing is kept."""
+        if self.storage == "sqlite":
+            return f"sqlite:///{home() / self.name / 'state.db'}"
+        return self.storage
 
 
 def config_of(api: str, entry: ProviderEntry) -> BaseModel:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from llama_stack_lite import answer, enforcement
+from llama_stack_lite.answer import BodyRoute
 from llama_stack_lite.api.inference import (
     ChatCompletion,
     ChatRequest,
@@ -24,8 +25,6 @@ from llama_stack_lite.api.inference import (
     RerankUsage,
 )
 from llama_stack_lite.stack import Model, Stack
-
-from .body import BodyRoute
 
 router = APIRouter(prefix="/v1", tags=["inference"], route_class=BodyRoute)
 
@@ -99,8 +98,8 @@ class ModelEntry(BaseModel, extra="allow"):
     @classmethod
     def of(cls, model: Model) -> "ModelEntry":
         facts = model.card.model_dump(exclude={"id"}, exclude_none=True)
-        if hasattr(model.provider, "state"):
-            facts |= model.provider.state(model.name).model_dump(exclude_none=True)
+        if state := model.state:
+            facts |= state.model_dump(exclude_none=True)
         return cls(id=model.id, owned_by=model.provider_name, **facts)
 
 

@@ -3,6 +3,7 @@
 from fastapi import APIRouter, Request
 
 from llama_stack_lite import answer
+from llama_stack_lite.answer import BodyRoute
 from llama_stack_lite.api.moderations import (
     ModerationRequest,
     ModerationResponse,
@@ -15,8 +16,6 @@ from llama_stack_lite.api.safety import TOUCHPOINTS
 from llama_stack_lite.errors import NotFound
 from llama_stack_lite.safety import moderation
 from llama_stack_lite.stack import Stack
-
-from .body import BodyRoute
 
 router = APIRouter(prefix="/v1", tags=["safety"], route_class=BodyRoute)
 

@@ -48,10 +48,15 @@ async def begun(chunks: AsyncGenerator[T, None]) -> AsyncIterator[AsyncGenerator
     try:
         yield all_of_it()
     finally:
-        first.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await first
+        await _stop(first)
         await chunks.aclose()
+
+
+async def _stop(task: "asyncio.Future[Any]") -> None:
+    """Cancel it; its own error has nobody left to tell."""
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):
+        await task
 
 
 class _Hold(Generic[T]):
@@ -121,10 +126,8 @@ class _Hold(Generic[T]):
         return max(0.0, self.due - time.monotonic())
 
     async def close(self) -> None:
-        """Stop the verdict and the model; their own errors have nobody left to tell."""
+        """Stop the verdict and the model."""
         for task in (self.reading, self.judging):
             if task:
-                task.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await task
+                await _stop(task)
         await self.chunks.aclose()

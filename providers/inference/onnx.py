@@ -110,14 +110,10 @@ class Encoder:
 
     def vectors(self, rows: list[list[int]]) -> list[list[float]]:
         """One unit vector for each row of token ids, in one pass of the model."""
-        ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        given = padded(rows)
         hidden = self.session.run(None, {name: given[name] for name in self.inputs})[0]
-        pooled = self._pooled(hidden.astype(np.float32), mask[..., None].astype(np.float32))
+        mask = given["attention_mask"][..., None].astype(np.float32)
+        pooled = self._pooled(hidden.astype(np.float32), mask)
         found: list[list[float]] = (pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).tolist()
         return found
 
@@ -132,6 +128,16 @@ class Encoder:
             return last
         mean: NDArray[np.float32] = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
         return mean
+
+
+def padded(rows: list[list[int]]) -> dict[str, NDArray[np.int64]]:
+    """All that a graph may want of rows of token ids, padded on the right: by its names in `INPUTS`."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        ids[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
 def load(card: ModelCard, threads: int) -> tuple[Tokenizer, onnxruntime.InferenceSession]:

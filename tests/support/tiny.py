@@ -104,6 +104,15 @@ def write_llama(
 
 def vocabulary() -> tuple[list[str], list[str]]:
     """Its tokens in the order of their ids, and its merges."""
+    tokenizer = byte_pairs(TEXT * 20, size=512)
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    merges = merges_of(tokenizer)
+    return tokens, merges
+
+
+def byte_pairs(texts: list[str], *, size: int) -> Tokenizer:
+    """A tokenizer of Llama 3's kind with so many tokens, trained on the texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -113,16 +122,13 @@ def vocabulary() -> tuple[list[str], list[str]]:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=512,
+        vocab_size=size,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=SPECIALS,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(TEXT * 20, trainer)
-    vocabulary = tokenizer.get_vocab()
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    merges = merges_of(tokenizer)
-    return tokens, merges
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def merges_of(tokenizer: Tokenizer) -> list[str]:

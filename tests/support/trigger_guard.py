@@ -10,15 +10,16 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llama_stack_lite.providers.safety.llama_guard import policy, prompt
 from llama_stack_lite.providers.safety.llama_guard.policy import Policy
 from llama_stack_lite.providers.safety.llama_guard.prompt import Said
 
+from . import tiny
 from .serving import models_home
-from .tiny import LLAMA3_SPLIT, SPECIALS, merges_of
+from .tiny import SPECIALS, byte_pairs, merges_of
 
 TRIGGERS = {
     "murder": "S1",
@@ -69,7 +70,12 @@ TEMPLATE = (
 @cache
 def trigger_guard() -> Path:
     """The guard as GGUF, trained when this script or the prompt has changed since the last time."""
-    sources = [Path(__file__), Path(str(policy.__file__)), Path(str(prompt.__file__))]
+    sources = [
+        Path(__file__),
+        Path(str(tiny.__file__)),
+        Path(str(policy.__file__)),
+        Path(str(prompt.__file__)),
+    ]
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     path = models_home() / "made" / f"trigger-guard-{key}.gguf"
     if not path.is_file():
@@ -119,24 +125,9 @@ def example(random: random.Random, *, turns: int = 4, pieces: int = 8) -> tuple[
 
 
 def _tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=SPECIALS,
-        show_progress=False,
-    )
     frame = prompt.body(STANDARD, [Said("User", "Hi."), Said("Agent", "Hi.")])
     words = [f"{word} {word}" for word in (*TRIGGERS, "safe", "unsafe")]
-    tokenizer.train_from_iterator([frame, *words * 20, *NATURAL * 2] * 5, trainer)
-    return tokenizer
+    return byte_pairs([frame, *words * 20, *NATURAL * 2] * 5, size=1024)
 
 
 def _batch(tokenizer: Tokenizer, examples: list[tuple[list[Said], str]]) -> tuple[torch.Tensor, torch.Tensor]:

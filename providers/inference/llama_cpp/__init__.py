@@ -52,8 +52,7 @@ class LlamaCpp:
     def __init__(self, config: Config, stack: Stack) -> None:
         self.config = config
         self.stack = stack
-        fixed = config.threads
-        self.threads = Threads(fixed or default_threads(), fixed or cores())
+        self.few, self.most = config.threads or default_threads(), config.threads or cores()
         self.residents: Residents[Writer | Encoder] = Residents(config)
         self.cards: dict[str, ModelCard] = {}
         self.adapted: dict[str, tuple[str, str | None]] = {}
@@ -101,10 +100,10 @@ class LlamaCpp:
             if self.config.adapters:
                 raise ConfigError("adapters: they change what a model writes, and this one writes nothing")
             path, _ = files(card)
-            return Encoder(card, path, context=self.config.context, threads=self.threads.few)
+            return Encoder(card, path, context=self.config.context, threads=self.few)
         adapters = {name: path.expanduser() for name, path in self.config.adapters.items()}
         settings = self.config.model_dump(include={"context", "slots", "queue"})
-        return Writer(card, self.stack, adapters=adapters, threads=self.threads, **settings)
+        return Writer(card, self.stack, adapters=adapters, threads=Threads(self.few, self.most), **settings)
 
     async def models(self) -> list[ModelCard]:
         return list(self.cards.values())

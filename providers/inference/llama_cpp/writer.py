@@ -59,7 +59,7 @@ class Writer:
             loaded.close()
             raise
         self.card = described(card, loaded.weights, context=loaded.context_length, sees=mmproj is not None)
-        self.engine = Engine(loaded, slots=slots, queue=queue, threads=Threads(threads.few, threads.most))
+        self.engine = Engine(loaded, slots=slots, queue=queue, threads=threads)
         self.served = {
             adapter: Served(
                 card=self.card,

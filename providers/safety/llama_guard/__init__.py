@@ -128,11 +128,10 @@ class LlamaGuard:
     async def _proves(self) -> bool:
         """Whether the model is here and gives verdicts; raises `ConfigError` where it gives others."""
         model = self._model()
-        state = getattr(model.provider, "state", None)
-        here = state(model.name) if state else None
-        if here and here.state == "missing":
+        state = model.state
+        if state and state.state == "missing":
             if self.config.required:
-                raise ConfigError(f"the guard's model `{model.id}` is not on this machine: {here.detail}")
+                raise ConfigError(f"the guard's model `{model.id}` is not on this machine: {state.detail}")
             return False
         try:
             answer = await self._answer(model, [HELLO])

@@ -3,12 +3,10 @@
 import json
 from typing import Any
 
-import numpy as np
-
 from llama_stack_lite.api.models import ModelCard
 from llama_stack_lite.errors import ConfigError
 from llama_stack_lite.models import paths
-from llama_stack_lite.providers.inference.onnx import INPUTS, default_threads, load
+from llama_stack_lite.providers.inference.onnx import INPUTS, default_threads, load, padded
 
 from .windows import Windows, limit_of
 
@@ -28,16 +26,10 @@ class Engine:
 
     def logits(self, windows: list[list[int]]) -> list[list[float]]:
         """Of shape (windows, labels); they are padded on the right, as the mask tells."""
-        ids = np.zeros((len(windows), max(map(len, windows))), np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(windows):
-            ids[index, : len(row)] = row
-            mask[index, : len(row)] = 1
-        given = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        found: list[list[float]] = self.session.run(None, {name: given[name] for name in self.inputs})[
-            0
-        ].tolist()
-        return found
+        given = padded(windows)
+        found = self.session.run(None, {name: given[name] for name in self.inputs})[0]
+        rows: list[list[float]] = found.tolist()
+        return rows
 
 
 def _config(card: ModelCard) -> dict[str, Any]:
