@@ -4,10 +4,12 @@ import logging
 import random
 import time
 import traceback
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import AsyncExitStack, aclosing
 from typing import TypeVar
 
+from . import images
+from .api.agents import PREFIX
 from .api.inference import (
     ChatChunk,
     ChatRequest,
@@ -19,14 +21,14 @@ from .api.inference import (
     Sampling,
     Usage,
 )
-from .api.safety import Blocked, Turn
+from .api.safety import Blocked, Touchpoint, Turn
 from .errors import GuardFailed, InvalidRequest, StackError
 from .safety import texts
 from .safety.holding import begun, held
 from .safety.judge import Heard, Watch
 from .safety.speech import Answers
 from .safety.texts import Said
-from .stack import Stack
+from .stack import Model, Stack
 
 C = TypeVar("C", ChatChunk, Completion)
 log = logging.getLogger(__name__)
@@ -39,18 +41,29 @@ async def chat(stack: Stack, request: ChatRequest) -> AsyncGenerator[ChatChunk, 
     Raises `GuardFailed` where a shield could not judge.
     """
     model = stack.model(request.model, "chat")
+    request = await _with_images(stack, model, request)
     chunks = model.provider.chat(model.name, request)
     if watch := await _watch(stack, request):
-        said = texts.chat(request)
-        turns = [Heard.of(each.turn) for each in said]
+        said, conversations = _conversations(request)
+        turns = conversations[-1]
         answers = Answers(watch, count=request.n, context=lambda _: turns, refused=_refused_chat)
-        conversations = [turns[: end + 1] for end in range(len(turns))]
         chunks = _judged(answers, chunks, request, said, conversations, early=model.in_process)
     signed = _signature("chatcmpl", model.id)
     async with aclosing(chunks):
         async for chunk in chunks:
             if chunk.choices or request.wants_usage():
                 yield signed(chunk)
+
+
+def answered(stack: Stack, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
+    """Answer a chat request by its model, or by the agent that it names; as `chat` in all else.
+
+    An agent asks its model by `chat`, as often as it needs to.
+    """
+    if request.model.startswith(PREFIX):
+        found: AsyncGenerator[ChatChunk, None] = stack.agents_of(request.model).answered(request)
+        return found
+    return chat(stack, request)
 
 
 async def complete(stack: Stack, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
@@ -74,6 +87,36 @@ async def complete(stack: Stack, request: CompletionRequest) -> AsyncGenerator[C
         async for chunk in chunks:
             if chunk.choices or request.wants_usage():
                 yield signed(chunk)
+
+
+async def asked(stack: Stack, request: ChatRequest) -> Blocked | None:
+    """What a shield finds in a request, without asking the model."""
+    if not (watch := await _watch(stack, request)):
+        return None
+    request = await _with_images(stack, stack.model(request.model, "chat"), request)
+    return await _asked(watch, request, *_conversations(request))
+
+
+async def _with_images(stack: Stack, model: Model, request: ChatRequest) -> ChatRequest:
+    """The request as a model in this process sees it: with the images that it only names."""
+    if model.in_process and model.card.vision and request.links_images():
+        return await images.fetched(stack, request)
+    return request
+
+
+def _conversations(request: ChatRequest) -> tuple[list[Said], list[list[Heard]]]:
+    """What a request says, turn by turn, and each turn with those before it."""
+    said = texts.chat(request)
+    turns = [Heard.of(each.turn) for each in said]
+    return said, [turns[: end + 1] for end in range(len(turns))]
+
+
+async def judged(
+    stack: Stack, touchpoint: Touchpoint, text: str, *, guardrails: Iterable[str] = ()
+) -> Blocked | None:
+    """What a shield found in a text that is on its way to a model or a client beside their messages."""
+    watch = await stack.judge.watch(guardrails)
+    return await watch.blocked(touchpoint, [Heard.of(Turn(role="tool", text=text))])
 
 
 async def _watch(stack: Stack, request: Sampling) -> Watch | None:

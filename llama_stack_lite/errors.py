@@ -75,14 +75,23 @@ class NotFound(StackError):
         self,
         kind: str,
         name: str,
-        known: Iterable[str] = (),
+        known: Iterable[str] | None = None,
         *,
+        why: str | None = None,
         param: str | None = None,
         code: str | None = None,
     ) -> None:
-        names = sorted(known)
-        close = did_you_mean(name, names) or f"; there is {', '.join(names[:10]) or 'none'}"
+        close = f": {why}" if why else ""
+        if known is not None:
+            names = sorted(known)
+            close = did_you_mean(name, names) or f"; there is {', '.join(names[:10]) or 'none'}"
         super().__init__(f"There is no {kind} `{name}`{close}", param=param, code=code)
+
+
+class Conflict(InvalidRequest):
+    """What is asked for does not go with what is there already."""
+
+    status, code = 409, "conflict"
 
 
 class Busy(StackError):

@@ -1,5 +1,6 @@
 """Plug-ins: found by entry point or by `module:Class`, imported when a distribution names them."""
 
+import importlib
 import logging
 import re
 from importlib.metadata import EntryPoint, entry_points
@@ -40,6 +41,15 @@ def find(api: str, name: str) -> Any:
         log.debug("the import of provider %s failed", name, exc_info=True)
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"provider `{name}` cannot be imported: {reason}") from error
+
+
+def load(target: str, *, extra: str) -> Any:
+    """A part of this package, `module:name`, that needs the packages of an extra; raises `ConfigError`."""
+    module, _, name = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"storage: needs {error.name}: pip install 'llama-stack-lite[{extra}]'") from error
 
 
 def _remedy(point: EntryPoint) -> str:

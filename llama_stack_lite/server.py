@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -19,9 +20,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .answer import SafetyOff
+from .anthropic.errors import failure, request_id
 from .config import StackConfig
 from .errors import InvalidRequest, StackError, Unauthorized
-from .routes import inference, metrics, safety, system
+from .plugins import load
+from .routes import inference, mcp, messages, metrics, safety, system
 from .stack import Stack
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,9 @@ class ErrorBody(BaseModel):
 
     error: ErrorDetail
 
+
+# mistakes within an object, which thus was of the right form
+WITHIN = {"union_tag_invalid", "union_tag_not_found", "value_error"}
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 405, 413, 429, 500, 502, 503, 504)
@@ -63,8 +69,13 @@ def create_app(config: StackConfig) -> FastAPI:
         # tells OpenAPI of the scheme; the check itself stands before the routes
         dependencies=[Depends(HTTPBearer(auto_error=False))] if config.server.api_keys else [],
     )
-    for module in (inference, safety, metrics, system):
+    for module in (inference, messages, safety, metrics, system):
         app.include_router(module.router)
+    if config.storage:
+        for router in load("llama_stack_lite.routes.stateful:ROUTERS", extra="agents"):
+            app.include_router(router)
+        if find_spec("mcp"):
+            app.add_route("/mcp", mcp.MCP(), methods=["GET", "POST", "DELETE"], include_in_schema=False)
     app.add_exception_handler(StackError, _answer)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -90,23 +101,32 @@ class KeyCheck:
         if scope["type"] != "http" or scope["path"] == "/v1/health" or self._known(Headers(scope=scope)):
             await self.app(scope, receive, send)
         else:
-            error = Unauthorized("a valid API key is needed: `Authorization: Bearer ...`")
-            await _reply(error)(scope, receive, send)
+            error = Unauthorized("a valid API key is needed: `Authorization: Bearer ...`, or `x-api-key`")
+            await _reply(error, scope)(scope, receive, send)
 
     def _known(self, headers: Headers) -> bool:
-        scheme, _, sent = headers.get("authorization", "").partition(" ")
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        sent = [bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", "")]
         # every key is compared, in constant time, so that time tells nothing
-        matches = [hmac.compare_digest(sent.strip().encode(), key) for key in self.keys]
-        return scheme.lower() == "bearer" and any(matches)
+        matches = [
+            hmac.compare_digest(key, each.strip().encode()) for each in sent if each for key in self.keys
+        ]
+        return any(matches)
 
 
-def _reply(error: StackError) -> JSONResponse:
+def _reply(error: StackError, scope: Scope) -> JSONResponse:
+    """The error in the words of the API that was asked: Anthropic's below /v1/messages, else OpenAI's."""
+    if re.match(r"/v1/messages(/|$)", scope["path"]):
+        name = request_id()
+        body = failure(error, request=name).model_dump()
+        headers = {**error.headers(), "request-id": name}
+        return JSONResponse(body, status_code=error.status, headers=headers)
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StackError)
-    return _reply(error)
+    return _reply(error, request.scope)
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
@@ -114,24 +134,44 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     if first["type"] == "json_invalid":
-        return _reply(InvalidRequest(f"the body is no JSON: {first['ctx']['error']}"))
+        return _reply(InvalidRequest(f"the body is no JSON: {first['ctx']['error']}"), request.scope)
     # of the forms that a field may have, the one that went furthest is the one that was meant
     same = [each for each in error.errors() if each["loc"][:2] == first["loc"][:2]]
-    places = [_place(each["loc"][1:], error.body) for each in same]
+    places = [_place(each["loc"], error.body, missing=each["type"] == "missing") for each in same]
     depths = [re.split(r"[.\[]", place or "") for place in places]
-    meant = max(range(len(same)), key=lambda number: len(depths[number]))
-    place, message = places[meant], same[meant]["msg"].removeprefix("Value error, ")
-    return _reply(InvalidRequest(f"{place}: {message}" if place else message, param=place))
+    meant = max(range(len(same)), key=lambda n: (len(depths[n]), same[n]["type"] in WITHIN))
+    place, message = places[meant], _plain(same[meant])
+    if place:
+        return _reply(InvalidRequest(f"{place}: {message}", param=place), request.scope)
+    # what is wrong with several fields together begins with the name of one of them
+    named = re.match(r"`(\w+)`", message)
+    return _reply(InvalidRequest(message, param=named and named[1]), request.scope)
 
 
-def _place(steps: tuple[str | int, ...], body: Any) -> str | None:
+def _plain(error: dict[str, Any]) -> str:
+    """Pydantic's words for a mistake, or others where those are about its own ways."""
+    if error["type"] == "union_tag_invalid":
+        known = error["ctx"]["expected_tags"].replace("'", "`")
+        return f"`{error['ctx']['tag']}` is none of the types that are known here: {known}"
+    if error["type"] == "union_tag_not_found":
+        return "it has no `type`, or none that is a text"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _place(location: tuple[str | int, ...], body: Any, *, missing: bool) -> str | None:
     """Write `("messages", 0, "role")` as `messages[0].role`; pydantic's names for types are no steps."""
+    source, *steps = location
+    if source != "body":  # of the query or the path
+        return str(steps[0]).removesuffix("[]")
     text = ""
     for number, step in enumerate(steps):
-        inside = isinstance(body, list) if isinstance(step, int) else isinstance(body, dict) and step in body
+        if isinstance(step, int):
+            inside = isinstance(body, list) and step < len(body)
+        else:
+            inside = isinstance(body, dict) and step in body
         if inside:
             body = body[step]
-        if inside or (number == len(steps) - 1 and isinstance(body, dict)):  # the last may be what is missing
+        if inside or (missing and number == len(steps) - 1):
             text += f"[{step}]" if isinstance(step, int) else f".{step}"
     return text.lstrip(".") or None
 
@@ -142,10 +182,13 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     if responder := request.scope.get("starlette._body_limit_responder"):
         # or Starlette would put its own plain text in the place of this answer to a body too large
         responder.content_length = None
-    detail = {"message": str(error.detail), "type": "invalid_request_error", "param": None, "code": None}
-    return JSONResponse({"error": detail}, status_code=error.status_code, headers=error.headers)
+    refused = InvalidRequest(str(error.detail))
+    refused.status = error.status_code
+    reply = _reply(refused, request.scope)
+    reply.headers.update(error.headers or {})
+    return reply
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     log.error("a request broke", exc_info=error)
-    return _reply(StackError("internal error; the server's log has it"))
+    return _reply(StackError("internal error; the server's log has it"), request.scope)

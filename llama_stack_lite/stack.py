@@ -2,10 +2,11 @@
 
 import inspect
 from dataclasses import dataclass, field
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from starlette.requests import HTTPConnection
 
+from .api.agents import PREFIX
 from .api.inference import Inference
 from .api.models import Kind, ModelCard, ModelState
 from .api.safety import Safety
@@ -14,11 +15,16 @@ from .config import StackConfig
 from .config import config_of as config_of
 from .errors import ConfigError, InvalidRequest, NotFound, StackError
 from .plugins import find as find
+from .plugins import load
 from .plugins import plugins as plugins
 from .safety.judge import Judge
 
+if TYPE_CHECKING:
+    from .state.store import Store
+
 P = TypeVar("P")
 
+MODEL_NOT_FOUND = {"param": "model", "code": "model_not_found"}
 CALLS = {"chat": "chat", "embedding": "embed", "rerank": "rerank"}
 
 
@@ -61,6 +67,9 @@ class Stack:
     safety: Registry[Safety] = field(default_factory=Registry)
     tools: Registry[Tools] = field(default_factory=Registry)
 
+    store: "Store" = field(init=False)  # only where the distribution has `storage`, as are the agents
+    agents: Any = None
+
     def __post_init__(self) -> None:
         self.judge = Judge(self.config.enforce, self.safety)
 
@@ -79,6 +88,8 @@ class Stack:
             stack._create("safety")
             await stack.judge.start()
             stack._create("tools")
+            if url := config.database():
+                await stack._keep(url)
         except BaseException:
             await stack.aclose()
             raise
@@ -100,6 +111,11 @@ class Stack:
             needs = {"stack": self} if "stack" in inspect.signature(cls).parameters else {}
             getattr(self, api)[name] = cls(cls.Config(**entry.settings), **needs)
 
+    async def _keep(self, url: str) -> None:
+        """Open what is kept, and go on with what was not done when it was closed."""
+        self.store = await load("llama_stack_lite.state.store:Store", extra="agents").open(url)
+        self.agents = await load("llama_stack_lite.agent.agents:Agents", extra="agents")(self).start()
+
     def _check_defaults(self) -> None:
         kinds: dict[str, Kind] = {"model": "chat", "embedding_model": "embedding"}
         for key, kind in kinds.items():
@@ -117,7 +133,9 @@ class Stack:
         """
         found = self.models.get(name) or self._bare(name) or self._unlisted(name, kind)
         if found is None:
-            raise NotFound("model", name, self.models, param="model", code="model_not_found")
+            if name.startswith(PREFIX):
+                raise NotFound("model", name, why="only chats can ask an agent", **MODEL_NOT_FOUND)
+            raise NotFound("model", name, self.models, **MODEL_NOT_FOUND)
         return found
 
     def model(self, name: str, kind: Kind) -> Model:
@@ -129,6 +147,14 @@ class Stack:
                 f"`{found.id}` is no {kind} model; {', '.join(able) or 'none here'} would be", param="model"
             )
         return found
+
+    def agents_of(self, name: str) -> Any:
+        """What answers for the agent that a request's `model` names; raises `NotFound` where nothing does."""
+        if self.agents is None:
+            raise NotFound(
+                "model", name, why="agents need `storage` in the distribution", **MODEL_NOT_FOUND
+            )
+        return self.agents
 
     def _bare(self, name: str) -> Model | None:
         found = [model for model in self.models.values() if model.name == name]
@@ -153,8 +179,12 @@ class Stack:
         return f"llama-lite pull {' '.join(missing)}" if missing else None
 
     async def aclose(self) -> None:
-        """Close every provider that has something to close, last built first."""
+        """Close what is at work, then every provider that has something to close, last built first."""
+        if self.agents:
+            await self.agents.aclose()
         for api in reversed(self.config.providers()):
             for provider in reversed(getattr(self, api).values()):
                 if hasattr(provider, "aclose"):
                     await provider.aclose()
+        if hasattr(self, "store"):
+            await self.store.aclose()

@@ -1,5 +1,7 @@
 """Tools: functions that a model may call and this server runs, and the protocol of a provider."""
 
+import hashlib
+import json
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
@@ -40,3 +42,10 @@ class Tools(Protocol):
         `session` tells conversations apart: nothing that is kept for one may reach another.
         """
         ...
+
+
+def digest(definition: FunctionDefinition) -> str:
+    """What a tool is known again by: another name, description or schema has another digest."""
+    fields = definition.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()

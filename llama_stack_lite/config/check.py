@@ -12,6 +12,7 @@ from llama_stack_lite.api.safety import TOUCHPOINTS
 from llama_stack_lite.errors import ConfigError, StackError, did_you_mean
 from llama_stack_lite.plugins import config_class
 
+from .agents import check_agents
 from .fields import below, models, names
 from .sections import Defaults, StackConfig
 from .tree import Node, Path, Problems, entries
@@ -36,14 +37,17 @@ class KnowsCards(Protocol):
 
 def check(tree: Node, problems: Problems) -> StackConfig:
     """Validate a tree from which all is expanded; raises `ConfigError` with every mistake known by now."""
+    models: Served = {}
     for api in StackConfig().providers():
         served: Served = {}
         for name, entry in entries(tree.child(api)).items():
             checked, served[name] = _provider(api, entry, (api, name), problems)
             tree = _put(tree, (api, name), checked)
         if api == "inference":
+            models = served
             _defaults(entries(tree.child("defaults")), served, problems)
     _enforced(entries(tree.child("enforce")), list(entries(tree.child("safety"))), problems)
+    check_agents(tree, astray=lambda name: _astray(name, models), problems=problems)
     config, _ = _validated(StackConfig, tree, (), problems)
     problems.raise_any()
     assert config is not None

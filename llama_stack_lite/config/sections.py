@@ -5,10 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
+from llama_stack_lite.api.agents import AgentDefinition, AgentName
 from llama_stack_lite.api.safety import TOUCHPOINTS, Touchpoint
 from llama_stack_lite.plugins import config_class
+from llama_stack_lite.reach import Rule
 
 Name = Annotated[
     str, Field(pattern=r"^[A-Za-z0-9_-]+$")
@@ -95,11 +97,24 @@ class Turns(BaseModel):
     model_config = ConfigDict(extra="forbid")
     workers: int = Field(4, ge=0, description="background turns that this server works on at once")
     queue: int = Field(100, ge=0, description="background turns that may wait; more are refused with 429")
-    lease: float = Field(10, ge=1, description="seconds after which another server takes over a dead one's turn")
+    lease: float = Field(
+        10, ge=1, description="seconds after which another server takes over a dead one's turn"
+    )
     max_steps: int = Field(16, ge=1, description="calls of the model in one turn at most")
     max_tool_calls: int = Field(64, ge=1, description="calls of tools in one turn at most")
     timeout: float = Field(600, gt=0, description="seconds for a whole turn")
     remote_mcp: bool = Field(True, description="whether requests may name MCP servers by `server_url`")
+
+
+class MCP(BaseModel):
+    """What /mcp serves: this distribution as an MCP server."""
+
+    model_config = ConfigDict(extra="forbid")
+    agents: list[AgentName] | None = Field(None, description="those that are served; by default all")
+    tools: list[Name] = Field([], description="those of `tools` that are served; by default none")
+    hosts: list[str] = Field(
+        [], description="names that clients reach the server by, beside loopback's and `server.host`"
+    )
 
 
 class Fetch(BaseModel):
@@ -112,6 +127,13 @@ class Fetch(BaseModel):
     max_bytes: int = Field(20 * 1024 * 1024, ge=1, description="of a file that is fetched")
     timeout: float = Field(20, gt=0, description="seconds for a file that is fetched")
 
+    @field_validator("allow")
+    @classmethod
+    def _are_rules(cls, value: list[str]) -> list[str]:
+        for each in value:
+            Rule.of(each)
+        return value
+
 
 class StackConfig(BaseModel):
     """The whole configuration; what is not in here does not run."""
@@ -123,6 +145,8 @@ class StackConfig(BaseModel):
     safety: dict[Name, ProviderEntry] = Field({}, description="shields, which `enforce` puts to work")
     enforce: Enforce = Enforce()
     tools: dict[Name, ProviderEntry] = Field({}, description="tools that agents and responses may use")
+    agents: dict[AgentName, AgentDefinition] = Field({}, description="agents, each under its name")
+    mcp: MCP = MCP()
     storage: str | None = Field(
         None, description="`sqlite`, or a SQLAlchemy URL; without it nothing is kept, and agents are off"
     )

@@ -61,9 +61,16 @@ class Chat:
         choices = [self._choice(request, turn, index, usage) for index in range(request.n)]
         async with aclosing(merged(choices) if len(choices) > 1 else choices[0]) as pieces:
             async for piece in pieces:
-                yield ChatChunk(choices=[piece])
+                yield ChatChunk(
+                    choices=[piece], prompt_tokens=usage.prompt_tokens, cached_tokens=details.cached_tokens
+                )
         usage.total_tokens = usage.prompt_tokens + usage.completion_tokens
         yield ChatChunk(choices=[], usage=usage)
+
+    async def count(self, request: ChatRequest) -> int:
+        """How many tokens the prompt has that is made of the request."""
+        check_supported(request)
+        return (await self._turn(request)).prompt.length
 
     async def _turn(self, request: ChatRequest) -> Turn:
         functions = request.offered()
@@ -179,7 +186,10 @@ class Chat:
                 if delta or finish:
                     logprobs = Logprobs(content=scored) if request.logprobs else None
                     delta = {**opening, **delta}
-                    yield ChunkChoice(index=index, delta=delta, logprobs=logprobs, finish_reason=finish)
+                    stop = reader.text.stop if reader.text.stop in request.stops() else None
+                    yield ChunkChoice(
+                        index=index, delta=delta, logprobs=logprobs, finish_reason=finish, stop_reason=stop
+                    )
                     opening, scored = {}, []
                 if finish:
                     return

@@ -15,6 +15,8 @@ Said = tuple[Delta, FinishReason | None]
 class Reader(Protocol):
     """Takes each token's bytes and the engine's finish; gives what may leave now, and the turn's finish."""
 
+    text: TextStream
+
     def feed(self, piece: bytes, finish: FinishReason | None) -> Said: ...
 
 

@@ -8,19 +8,22 @@ class TextStream:
 
     def __init__(self, stops: list[str]) -> None:
         self.stops = stops
-        self.stopped = False
+        self.stop: str | None = None  # the one that came
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        return self.stop is not None
 
     def feed(self, data: bytes, *, final: bool = False) -> str:
         """Return the text that may leave now; after a stop string nothing does."""
         if self.stopped:
             return ""
         self._held += self._utf8.decode(data, final)
-        hits = [at for stop in self.stops if (at := self._held.find(stop)) >= 0]
+        hits = [(at, stop) for stop in self.stops if (at := self._held.find(stop)) >= 0]
         if hits:
-            self.stopped = True
-            keep = min(hits)
+            keep, self.stop = min(hits)
         else:
             keep = len(self._held) if final else len(self._held) - self._open_stop()
         text, self._held = self._held[:keep], self._held[keep:]

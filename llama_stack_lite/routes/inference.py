@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from llama_stack_lite import answer, enforcement
 from llama_stack_lite.answer import BodyRoute
+from llama_stack_lite.api.agents import PREFIX
 from llama_stack_lite.api.inference import (
     ChatCompletion,
     ChatRequest,
@@ -32,7 +33,7 @@ router = APIRouter(prefix="/v1", tags=["inference"], route_class=BodyRoute)
 @router.post("/chat/completions", response_model=ChatCompletion)
 async def chat_completions(request: ChatRequest, http: Request) -> Any:
     """Answer a conversation: whole, or as `text/event-stream` chunks with `stream: true`."""
-    chunks = enforcement.chat(Stack.of(http), request)
+    chunks = enforcement.answered(Stack.of(http), request)
     if request.stream:
         return await answer.stream(http, chunks)
     return await answer.completion(http, answer.chat_completion(chunks))
@@ -110,11 +111,16 @@ class ModelList(BaseModel):
 
 @router.get("/models")
 async def list_models(http: Request) -> ModelList:
-    """Every model served, with the facts of its card."""
-    return ModelList(data=[ModelEntry.of(model) for model in Stack.of(http).models.values()])
+    """Every model served, with the facts of its card, and every agent, as `agent:name`."""
+    stack = Stack.of(http)
+    found = [ModelEntry.of(model) for model in stack.models.values()]
+    agents = await stack.agents.cards() if stack.agents else []
+    return ModelList(data=[*found, *map(ModelEntry.model_validate, agents)])
 
 
 @router.get("/models/{model_id:path}")
 async def get_model(model_id: str, http: Request) -> ModelEntry:
-    """One model, by `provider/model` or by its bare name while that is unique."""
+    """One model, by `provider/model` or by its bare name while that is unique; or an agent."""
+    if model_id.startswith(PREFIX):
+        return ModelEntry.model_validate(await Stack.of(http).agents_of(model_id).card(model_id))
     return ModelEntry.of(Stack.of(http).named(model_id))

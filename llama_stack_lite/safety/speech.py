@@ -26,7 +26,13 @@ C = TypeVar("C", ChatChunk, Completion)
 Way = tuple[str | int, ...]  # to a field: keys, and numbers of what is in lists
 
 # the names of fields that say nothing themselves
-KNOWN = {"text", *Delta.__annotations__, *ToolCallDelta.__annotations__, *FunctionDelta.__annotations__}
+KNOWN = {
+    "text",
+    "stop_reason",
+    *Delta.__annotations__,
+    *ToolCallDelta.__annotations__,
+    *FunctionDelta.__annotations__,
+}
 
 CHARACTERS = 8  # that a token has at most, as a rule: some servers send many tokens in one chunk
 
@@ -91,6 +97,8 @@ def pieces(choice: ChunkChoice | CompletionChoice) -> Iterator[tuple[Way, str]]:
         said: dict[str, Any] = {"text": choice.text, "refusal": choice.refusal or ""}
         yield from _leaves(said, ())
         return
+    if choice.stop_reason:  # no more than one of the request's own, but it is a server who says so
+        yield ("stop_reason",), choice.stop_reason
     for way, piece in _leaves(choice.delta, ()):
         if way != ("role",) and not (way[0] == "tool_calls" and way[2:] == ("type",)):
             yield way, piece

@@ -87,17 +87,17 @@ class Reply(BaseModel):
     delay: float = Field(0, ge=0, description="seconds before each chunk")
     repeat: int = Field(1, ge=1, description="how many requests are answered with this")
 
-    def pieces(self, stops: list[str]) -> tuple[list[str], bool]:
-        """The content up to the first stop string, and whether there was one."""
+    def pieces(self, stops: list[str]) -> tuple[list[str], str | None]:
+        """The content up to the first stop string, and which one it was."""
         pieces = _words(self.content or "") if self.chunks is None else self.chunks
         text = "".join(pieces)
-        found = [place for stop in stops if (place := text.find(stop)) >= 0]
-        left = min(found, default=len(text))
+        found = [(place, stop) for stop in stops if (place := text.find(stop)) >= 0]
+        left, stop = min(found, default=(len(text), None))
         kept = []
         for piece in pieces:
             kept.append(piece[:left])
             left -= len(kept[-1])
-        return [piece for piece in kept if piece], bool(found)
+        return [piece for piece in kept if piece], stop
 
 
 class Scripted:
@@ -144,33 +144,39 @@ class Scripted:
         _check(model, self.config.models)
         self.requests.append(request)
         reply = self._next()
-        pieces, stopped = reply.pieces(request.stops())
+        pieces, stop = reply.pieces(request.stops())
         deltas: list[Delta] = [{"reasoning_content": word} for word in _words(reply.reasoning_content or "")]
         deltas += [{"content": piece} for piece in pieces]
-        if not stopped:
+        if stop is None:
             deltas += _calls(reply.tool_calls, self._answered)
         kept = deltas[: request.limit()]
-        finish = "length" if len(kept) < len(deltas) else _finish(reply, stopped)
+        finish = "length" if len(kept) < len(deltas) else _finish(reply, stop is not None)
         if not (kept or reply.error):
             kept = [{"content": ""}]
         kept[:1] = [{"role": "assistant", **first} for first in kept[:1]]
+        read = await self.count(model, request)
         async with aclosing(self._paced(reply, kept, finish)) as steps:
             async for delta, reason in steps:
-                said = delta or Delta()
+                said, ended = delta or Delta(), stop if reason == "stop" else None
                 for index in range(request.n):
-                    yield ChatChunk(
-                        choices=[ChunkChoice(index=index, delta=said.copy(), finish_reason=reason)]
+                    choice = ChunkChoice(
+                        index=index, delta=said.copy(), finish_reason=reason, stop_reason=ended
                     )
-        read = sum(len(_words(message.text())) for message in request.messages)
+                    yield ChatChunk(choices=[choice], prompt_tokens=read)
         yield ChatChunk(choices=[], usage=_usage(read, min(len(kept), len(deltas)) * request.n))
+
+    async def count(self, model: str, request: ChatRequest) -> int:
+        """The words of the messages."""
+        _check(model, self.config.models)
+        return sum(len(_words(message.text())) for message in request.messages)
 
     async def complete(self, model: str, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
         _check(model, self.config.models)
         self.completions.append(request)
         reply = self._next()
-        pieces, stopped = reply.pieces(request.stops())
+        pieces, stop = reply.pieces(request.stops())
         kept = pieces[: request.max_tokens]
-        finish = "length" if len(kept) < len(pieces) else _finish(reply, stopped)
+        finish = "length" if len(kept) < len(pieces) else _finish(reply, stop is not None)
         prompts = request.prompts()
         choices = range(len(prompts) * request.n)
         async with aclosing(self._paced(reply, kept, finish)) as steps:

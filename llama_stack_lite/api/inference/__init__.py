@@ -47,6 +47,7 @@ from .messages import (
     Message,
     NamedFunction,
     NamedTool,
+    Nullable,
     OtherPart,
     Part,
     RefusalPart,
@@ -98,6 +99,7 @@ __all__ = [
     "Message",
     "NamedFunction",
     "NamedTool",
+    "Nullable",
     "OtherPart",
     "Part",
     "Ranking",
@@ -142,6 +144,10 @@ class Inference(Protocol):
 
     def chat(self, model: str, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
         """Yield chunks as they come; the last has `usage` and no choices. Closing it stops the model."""
+        ...
+
+    async def count(self, model: str, request: ChatRequest) -> int:
+        """How many tokens the prompt has that `chat` would make of the request."""
         ...
 
     def complete(self, model: str, request: CompletionRequest) -> AsyncGenerator[Completion, None]:

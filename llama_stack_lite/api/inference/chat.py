@@ -7,7 +7,17 @@ from typing_extensions import TypedDict
 
 from llama_stack_lite.api.safety import Blocked
 
-from .messages import AllowedToolChoice, FunctionDefinition, Message, NamedTool, Tool, ToolCall, Wire, sparse
+from .messages import (
+    AllowedToolChoice,
+    FunctionDefinition,
+    ImagePart,
+    Message,
+    NamedTool,
+    Tool,
+    ToolCall,
+    Wire,
+    sparse,
+)
 
 
 class JsonSchema(Wire):
@@ -113,6 +123,15 @@ class ChatRequest(Sampling):
             return {tool.function.name for tool in self.tool_choice.allowed_tools.tools}
         return set()
 
+    def links_images(self) -> bool:
+        """Whether an image is elsewhere: named by a URL that does not carry it."""
+        return any(
+            isinstance(part, ImagePart) and not part.image_url.carries()
+            for message in self.messages
+            if isinstance(message.content, list)
+            for part in message.content
+        )
+
     def limit(self) -> int | None:
         """At most this many tokens may be generated; None for as many as fit."""
         return self.max_completion_tokens or self.max_tokens
@@ -192,11 +211,17 @@ class ChunkChoice(Wire):
     delta: Delta = Field(default_factory=Delta)
     logprobs: Logprobs | None = None
     finish_reason: FinishReason | None = None
+    # as vLLM extends the API: which of the request's stop strings ended the choice, where that is known
+    stop_reason: str | None = sparse()
     safety: Blocked | None = sparse()
 
 
 class ChatChunk(Wire):
-    """What `Inference.chat` yields. The door fills in `id`, `created` and `model`."""
+    """What `Inference.chat` yields. The door fills in `id`, `created` and `model`.
+
+    A provider that knows them before the usage says how many tokens the prompt has, and how many of those
+    need not be read again; OpenAI's API has no place for that, so they do not cross the wire.
+    """
 
     id: str = ""
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -205,6 +230,8 @@ class ChatChunk(Wire):
     choices: list[ChunkChoice]
     usage: Usage | None = sparse()
     system_fingerprint: str | None = sparse()
+    prompt_tokens: int | None = Field(None, exclude=True)
+    cached_tokens: int | None = Field(None, exclude=True)
 
 
 class Answer(Wire):
@@ -220,6 +247,7 @@ class ChatChoice(Wire):
     message: Answer
     logprobs: Logprobs | None = None
     finish_reason: FinishReason
+    stop_reason: str | None = sparse()
     safety: Blocked | None = sparse()
 
 

@@ -16,6 +16,17 @@ class Wire(BaseModel):
         return self.__pydantic_serializer__.to_json(self)
 
 
+class Nullable(Wire):
+    """A field that is `null` says what one says that is left out, as OpenAI's packages write it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict) and None in data.values():
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+
 def sparse() -> Any:
     """A field that is left out of the JSON, rather than `null`, when there is nothing to say."""
     return Field(default=None, exclude_if=lambda value: value is None)
@@ -34,6 +45,10 @@ class RefusalPart(Wire):
 class ImageURL(Wire):
     url: str = Field(min_length=1)
     detail: Literal["auto", "low", "high"] = "auto"
+
+    def carries(self) -> bool:
+        """Whether the URL is the image itself."""
+        return self.url.lstrip()[:5].lower() == "data:"
 
 
 class ImagePart(Wire):

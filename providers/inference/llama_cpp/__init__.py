@@ -125,6 +125,10 @@ class LlamaCpp:
                 async for chunk in chunks:
                     yield chunk
 
+    async def count(self, model: str, request: ChatRequest) -> int:
+        async with self._writer(model) as (found, adapter):
+            return await found.chats[adapter].count(request)
+
     async def complete(self, model: str, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
         async with self._writer(model) as (found, adapter):
             chunks = complete(found.served[adapter], request)

@@ -148,6 +148,10 @@ class Reading(Generic[C]):
             choice["finish_reason"] = FINISHES.get(reason, reason)
         else:
             choice["finish_reason"] = None
+        if stop := choice.pop("matched_stop", None):  # as SGLang calls it
+            choice["stop_reason"] = stop
+        if not isinstance(choice.get("stop_reason"), str):  # of a stop that is a token, its number
+            choice.pop("stop_reason", None)
         return True
 
     def _delta(self, given: dict[str, Any], index: int) -> dict[str, Any]:

@@ -112,6 +112,10 @@ class Transformers:
             async for chunk in chunks:
                 yield chunk
 
+    async def count(self, model: str, request: ChatRequest) -> int:
+        async with self._using(model, Writer) as found:
+            return await found.chat.count(request)
+
     async def complete(self, model: str, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
         async with self._using(model, Writer) as found, aclosing(complete(found.served, request)) as chunks:
             async for chunk in chunks:

@@ -1,0 +1,187 @@
+"""/v1/containers: the folders in which a code interpreter works, and their files"""
+
+from email.message import Message
+from email.parser import HeaderParser
+from typing import Annotated, Literal, TypeVar
+
+from fastapi import APIRouter, Query, Request
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from llama_stack_lite import answer
+from llama_stack_lite.answer import BodyRoute
+from llama_stack_lite.api.containers import (
+    Container,
+    ContainerDeleted,
+    ContainerFile,
+    ContainerFileDeleted,
+    ContainerFileList,
+    ContainerList,
+    ContainerRequest,
+    Containers,
+)
+from llama_stack_lite.errors import ClientGone, InvalidRequest, NotFound
+from llama_stack_lite.stack import Stack
+
+T = TypeVar("T", Container, ContainerFile)
+
+router = APIRouter(prefix="/v1/containers", tags=["containers"], route_class=BodyRoute)
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+Order = Literal["asc", "desc"]
+FILE = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                    "required": ["file"],
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("")
+async def create_container(request: ContainerRequest, http: Request) -> Container:
+    """Make an empty container; a request names it as `{"type": "code_interpreter", "container": id}`."""
+    return _providers(http)[0].create(request.name)
+
+
+@router.get("")
+async def list_containers(
+    http: Request, limit: Limit = 20, order: Order = "desc", after: str | None = None, name: str | None = None
+) -> ContainerList:
+    """The containers that were made here; those that conversations have of their own are not shown."""
+    found = [each for provider in _providers(http) for each in provider.containers()]
+    found = sorted(found, key=lambda each: each.created_at, reverse=order == "desc")
+    page, more = _page([each for each in found if name in (None, each.name)], limit, after)
+    return ContainerList(data=page, first_id=_id(page[:1]), last_id=_id(page[-1:]), has_more=more)
+
+
+@router.get("/{container_id}")
+async def get_container(container_id: str, http: Request) -> Container:
+    """One container."""
+    return _of(http, container_id).container(container_id)
+
+
+@router.delete("/{container_id}")
+async def delete_container(container_id: str, http: Request) -> ContainerDeleted:
+    """End a container, and all that is in it."""
+    _of(http, container_id).end(container_id)
+    return ContainerDeleted(id=container_id)
+
+
+@router.post("/{container_id}/files", openapi_extra=FILE)
+async def create_file(container_id: str, http: Request) -> ContainerFile:
+    """Put a file into a container, the part `file` of a form, in the place of one of the same name."""
+    provider = _of(http, container_id)
+    try:
+        body = await http.body()
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    name, data = uploaded(http.headers.get("content-type", ""), body)
+    return await answer.whole(http, provider.write(container_id, name, data))
+
+
+@router.get("/{container_id}/files")
+async def list_files(
+    container_id: str, http: Request, limit: Limit = 20, order: Order = "desc", after: str | None = None
+) -> ContainerFileList:
+    """The files that lie in the container's folder itself, the last written first unless `order` is `asc`."""
+    found = await answer.whole(http, _of(http, container_id).files(container_id))
+    page, more = _page(sorted(found, key=lambda file: file.created_at, reverse=order == "desc"), limit, after)
+    return ContainerFileList(data=page, first_id=_id(page[:1]), last_id=_id(page[-1:]), has_more=more)
+
+
+@router.get("/{container_id}/files/{file_id}")
+async def get_file(container_id: str, file_id: str, http: Request) -> ContainerFile:
+    """What is known of a file."""
+    return await answer.whole(http, _file(_of(http, container_id), container_id, file_id))
+
+
+@router.get("/{container_id}/files/{file_id}/content", response_class=Response)
+async def get_file_content(container_id: str, file_id: str, http: Request) -> Response:
+    """The bytes of a file."""
+    provider = _of(http, container_id)
+    file = await _file(provider, container_id, file_id)
+    data = await answer.whole(http, provider.read(container_id, _name(file)))
+    # code wrote it: no browser may take it for a page
+    headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
+    return Response(data, media_type="application/octet-stream", headers=headers)
+
+
+@router.delete("/{container_id}/files/{file_id}")
+async def delete_file(container_id: str, file_id: str, http: Request) -> ContainerFileDeleted:
+    """Remove a file from a container."""
+    provider = _of(http, container_id)
+    await provider.remove(container_id, _name(await _file(provider, container_id, file_id)))
+    return ContainerFileDeleted(id=file_id)
+
+
+def _providers(http: Request) -> list[Containers]:
+    found: list[Containers] = [
+        tools for tools in Stack.of(http).tools.values() if isinstance(tools, Containers)
+    ]
+    if not found:
+        raise InvalidRequest(
+            "nothing here runs code: the distribution's `tools` need one of `provider: code-interpreter`"
+        )
+    return found
+
+
+def _of(http: Request, container_id: str) -> Containers:
+    """The provider that has the container."""
+    for provider in _providers(http):
+        if provider.has(container_id):
+            return provider
+    raise NotFound("container", container_id)
+
+
+async def _file(provider: Containers, container_id: str, file_id: str) -> ContainerFile:
+    for file in await provider.files(container_id):
+        if file.id == file_id:
+            return file
+    raise NotFound("file", file_id)
+
+
+def _name(file: ContainerFile) -> str:
+    return file.path.rpartition("/")[2]
+
+
+def _page(found: list[T], limit: int, after: str | None) -> tuple[list[T], bool]:
+    """At most `limit` of them behind the one called `after`, and whether there are more."""
+    if after is not None:
+        places = [number for number, each in enumerate(found) if each.id == after]
+        if not places:
+            raise InvalidRequest(f"after: there is no `{after}` in this list", param="after")
+        found = found[places[0] + 1 :]
+    return found[:limit], len(found) > limit
+
+
+def _id(found: list[T]) -> str | None:
+    return found[0].id if found else None
+
+
+def uploaded(content_type: str, body: bytes) -> tuple[str, bytes]:
+    """The name and the content of the part `file` of a form (RFC 7578); raises `InvalidRequest`."""
+    about = Message()
+    about["content-type"] = content_type
+    boundary = about.get_boundary("")
+    if about.get_content_type() != "multipart/form-data" or not boundary:
+        raise InvalidRequest("the file must come as the part `file` of `multipart/form-data`", param="file")
+    for part in (b"\r\n" + body).split(b"\r\n--" + boundary.encode())[1:-1]:
+        head, separator, content = part.partition(b"\r\n\r\n")
+        headers = HeaderParser().parsestr(head.decode(errors="replace").lstrip())
+        name = headers.get_param("name", header="content-disposition")
+        file_name = headers.get_filename()
+        if separator and name == "file_id":
+            raise InvalidRequest(
+                "this server keeps no files that could be copied: send `file`", param="file_id"
+            )
+        if separator and name == "file" and file_name:
+            return file_name.replace("\\", "/").rpartition("/")[2], content
+    raise InvalidRequest("the form has no part `file` with a file name", param="file")
