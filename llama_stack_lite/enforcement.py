@@ -112,11 +112,19 @@ def _conversations(request: ChatRequest) -> tuple[list[Said], list[list[Heard]]]
 
 
 async def judged(
-    stack: Stack, touchpoint: Touchpoint, text: str, *, guardrails: Iterable[str] = ()
+    stack: Stack,
+    touchpoint: Touchpoint,
+    text: str,
+    *,
+    guardrails: Iterable[str] = (),
+    unseen: str | None = None,
 ) -> Blocked | None:
-    """What a shield found in a text that is on its way to a model or a client beside their messages."""
+    """What a shield found in a text that is on its way to a model or a client beside their messages.
+
+    `unseen` names what is there besides, which no shield can read; raises as `Watch.blocked`.
+    """
     watch = await stack.judge.watch(guardrails)
-    return await watch.blocked(touchpoint, [Heard.of(Turn(role="tool", text=text))])
+    return await watch.blocked(touchpoint, [Heard.of(Turn(role="tool", text=text))], unseen=unseen)
 
 
 async def _watch(stack: Stack, request: Sampling) -> Watch | None:

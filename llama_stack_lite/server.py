@@ -24,7 +24,7 @@ from .anthropic.errors import failure, request_id
 from .config import StackConfig
 from .errors import InvalidRequest, StackError, Unauthorized
 from .plugins import load
-from .routes import inference, mcp, messages, metrics, safety, system
+from .routes import containers, inference, mcp, messages, metrics, safety, system
 from .stack import Stack
 
 log = logging.getLogger(__name__)
@@ -69,13 +69,13 @@ def create_app(config: StackConfig) -> FastAPI:
         # tells OpenAPI of the scheme; the check itself stands before the routes
         dependencies=[Depends(HTTPBearer(auto_error=False))] if config.server.api_keys else [],
     )
-    for module in (inference, messages, safety, metrics, system):
+    for module in (inference, messages, containers, safety, metrics, system):
         app.include_router(module.router)
     if config.storage:
         for router in load("llama_stack_lite.routes.stateful:ROUTERS", extra="agents"):
             app.include_router(router)
         if find_spec("mcp"):
-            app.add_route("/mcp", mcp.MCP(), methods=["GET", "POST", "DELETE"], include_in_schema=False)
+            app.router.routes.append(mcp.ROUTE)
     app.add_exception_handler(StackError, _answer)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)

@@ -151,9 +151,7 @@ class Stack:
     def agents_of(self, name: str) -> Any:
         """What answers for the agent that a request's `model` names; raises `NotFound` where nothing does."""
         if self.agents is None:
-            raise NotFound(
-                "model", name, why="agents need `storage` in the distribution", **MODEL_NOT_FOUND
-            )
+            raise NotFound("model", name, why="agents need `storage` in the distribution", **MODEL_NOT_FOUND)
         return self.agents
 
     def _bare(self, name: str) -> Model | None:

@@ -63,7 +63,7 @@ def test_the_core_never_imports_a_provider() -> None:
 
 
 def test_contracts_import_nothing_but_types() -> None:
-    allowed = {"pydantic", "typing_extensions", *sys.stdlib_module_names}
+    allowed = {"pydantic", "pydantic_core", "typing_extensions", *sys.stdlib_module_names}
     for path in (ROOT / "llama_stack_lite" / "api").rglob("*.py"):
         for name in imports(path):
             assert name.split(".")[0] in allowed or name.startswith("llama_stack_lite.api"), (path, name)
@@ -117,6 +117,8 @@ def test_every_package_is_shipped() -> None:
 
 
 WRITING = ("chat", "complete")  # the calls of a provider by which a model writes
+DOORS = {"enforcement.answered", "enforcement.chat", "enforcement.complete"}
+ASKING = {"ChatRequest", "CompletionRequest", "MessagesRequest"}  # what a route takes that asks for that
 
 
 def asks(module: ast.Module) -> Iterator[int]:
@@ -164,16 +166,15 @@ def test_a_module_that_did_ask_would_be_found(source: str) -> None:
 
 
 def test_every_route_that_writes_goes_through_the_door() -> None:
-    """The handlers that take a request for a model, and those that call the door, are the same two."""
+    """The handlers that take a request for a model, and those that call the door, are the same."""
     taking, calling = set(), set()
     for path in (ROOT / "llama_stack_lite" / "routes").glob("*.py"):
         for node in ast.walk(tree(path)):
             if isinstance(node, FUNCTIONS):
                 kinds = {ast.unparse(each.annotation) for each in node.args.args if each.annotation}
-                taking |= {node.name} if kinds & {"ChatRequest", "CompletionRequest"} else set()
-                doors = [each for each in ast.walk(node) if ast.unparse(each).startswith("enforcement.")]
-                calling |= {node.name} if doors else set()
-    assert taking == calling == {"chat_completions", "completions"}
+                taking |= {node.name} if kinds & ASKING else set()
+                calling |= {node.name} if {ast.unparse(each) for each in ast.walk(node)} & DOORS else set()
+    assert taking == calling == {"chat_completions", "completions", "create_message"}
 
 
 def test_the_door_does_ask() -> None:
@@ -255,12 +256,27 @@ GUARDED_HOPS = {
 }
 
 
-def chat_files(config: dict[str, Any], stream: bool) -> set[str]:
+MESSAGE_HOPS = HOPS - {"llama_stack_lite/routes/inference.py"} | {
+    "llama_stack_lite/routes/messages.py",
+    "llama_stack_lite/anthropic/requests.py",
+    "llama_stack_lite/anthropic/replies.py",
+    "llama_stack_lite/anthropic/errors.py",  # the id of the request
+}
+
+
+def chat_files(
+    config: dict[str, Any], stream: bool, path: str = "/v1/chat/completions", **fields: object
+) -> set[str]:
     bodies: list[dict[str, object]] = [
-        {"model": "test/scripted", "messages": [{"role": "user", "content": text}], "stream": stream}
+        {
+            "model": "test/scripted",
+            "messages": [{"role": "user", "content": text}],
+            "stream": stream,
+            **fields,
+        }
         for text in ("?", "what?")  # a guard remembers what it let pass
     ]
-    return asyncio.run(ask("/v1/chat/completions", bodies, StackConfig.model_validate(config)))
+    return asyncio.run(ask(path, bodies, StackConfig.model_validate(config)))
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -269,8 +285,31 @@ def test_a_chat_crosses_five_files(stream: bool) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_a_message_crosses_three_files_more(stream: bool) -> None:
+    assert chat_files(SCRIPTED, stream, "/v1/messages", max_tokens=9) == MESSAGE_HOPS
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_guarded_chat_crosses_these_more(stream: bool) -> None:
     assert chat_files(GUARDED, stream) - HOPS == GUARDED_HOPS
+
+
+TURN_HOPS = HOPS - {"llama_stack_lite/routes/inference.py"} | {
+    "llama_stack_lite/routes/responses.py",
+    "llama_stack_lite/agent/turn.py",
+    "llama_stack_lite/state/journal.py",
+    "llama_stack_lite/state/store.py",
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_turn_crosses_eight_files(stream: bool, tmp_path: Path) -> None:
+    config = StackConfig.model_validate({**SCRIPTED, "storage": f"sqlite:///{tmp_path}/state.db"})
+    bodies: list[dict[str, object]] = [
+        {"model": "test/scripted", "input": text, "stream": stream} for text in ("?", "what?")
+    ]
+    found = asyncio.run(ask("/v1/responses", bodies, config))
+    assert found == TURN_HOPS and len(found) <= 8
 
 
 def test_every_file_that_the_architecture_page_names_exists() -> None:

@@ -16,23 +16,40 @@ from fastapi.routing import iter_route_contexts
 from pydantic import BaseModel
 
 from llama_stack_lite.api.inference import ChatChunk, ChatRequest, Completion, CompletionRequest
+from llama_stack_lite.api.messages import MessagesRequest
 from llama_stack_lite.config import StackConfig
 from llama_stack_lite.errors import UpstreamError
 from llama_stack_lite.safety import texts
 from llama_stack_lite.safety.normal import normalised
 from llama_stack_lite.server import create_app
-from tests.support import matrix
-from tests.support.guarded import CHAT, QUIET, TEXT, WORD, Answer, Guarded, Speaker, config, guarded
+from tests.support import matrix, message_matrix
+from tests.support.guarded import (
+    CHAT,
+    MESSAGES,
+    QUIET,
+    TEXT,
+    WORD,
+    Answer,
+    Guarded,
+    Speaker,
+    config,
+    guarded,
+)
 from tests.support.matrix import TEXTS, Row, Text
 from tests.support.paths import paths
 
 T = TypeVar("T")
 WIDE = {"tokens": 10_000, "milliseconds": 600_000}
 NARROW = {"tokens": 1, "milliseconds": 1}
-PROMPT: dict[str, dict[str, Any]] = {CHAT: QUIET, TEXT: {"prompt": "what flew there?"}}
+PROMPT: dict[str, dict[str, Any]] = {
+    CHAT: QUIET,
+    TEXT: {"prompt": "what flew there?"},
+    MESSAGES: message_matrix.QUIET,
+}
 
-DOORS = {CHAT, TEXT}
+DOORS = {CHAT, TEXT, MESSAGES}
 NOTHING_WRITTEN = {
+    "/v1/messages/count_tokens": "a count",
     "/v1/embeddings": "vectors",
     "/v1/rerank": "scores, and the client's own documents",
     "/v1/models": "cards",
@@ -41,6 +58,11 @@ NOTHING_WRITTEN = {
     "/v1/shields/{identifier:path}": "a shield",
     "/v1/safety/run-shield": "a verdict",
     "/v1/moderations": "verdicts",
+    "/v1/containers": "names",
+    "/v1/containers/{container_id}": "a name",
+    "/v1/containers/{container_id}/files": "names; what comes in is judged: tests/test_containers.py",
+    "/v1/containers/{container_id}/files/{file_id}": "a name",
+    "/v1/containers/{container_id}/files/{file_id}/content": "judged: tests/test_containers.py",
     "/v1/health": "a state",
     "/v1/version": "a version",
     "/v1/providers": "names",
@@ -50,11 +72,35 @@ NOTHING_WRITTEN = {
     "/docs/oauth2-redirect": "part of that page",
     "/redoc": "the same as another page",
 }
-INPUTS = {CHAT: matrix.CHAT_INPUTS, TEXT: matrix.TEXT_INPUTS}
-OUTPUTS = {CHAT: matrix.CHAT_OUTPUTS, TEXT: matrix.TEXT_OUTPUTS}
+# where a distribution keeps its state: by which test of the guard, or what is answered there
+KEPT = {
+    "/v1/responses": "tests/test_safety_turns.py",
+    "/v1/responses/compact": "a summary, which a model says by the door",
+    "/v1/responses/input_tokens": "a count",
+    "/v1/responses/{response_id}": "what was told before",
+    "/v1/responses/{response_id}/cancel": "the same",
+    "/v1/responses/{response_id}/input_items": "what was let in before",
+    "/v1/agents/{agent_id}/turns": "a turn of /v1/responses; tests/test_agents.py",
+    "/v1/agents": "the client's own definitions, or the operator's",
+    "/v1/agents/{agent_id}": "one of them",
+    "/v1/agents/{agent_id}/versions": "the same in its versions",
+    "/v1/agents/{agent_id}/sessions": "the client's own items",
+    "/mcp": "turns of agents and calls of tools; tests/test_mcp_server.py",
+    "/v1/conversations": "the client's own items",
+    "/v1/conversations/{conversation_id}": "the client's own metadata",
+    "/v1/conversations/{conversation_id}/items": "the client's own items, and what was told before",
+    "/v1/conversations/{conversation_id}/items/{item_id}": "one of them",
+    "/v1/prompts": "the client's own texts, which are judged when a model reads them",
+    "/v1/prompts/{prompt_id}": "one of them",
+    "/v1/prompts/{prompt_id}/versions": "the same in its versions",
+    "/v1/prompts/{prompt_id}/set-default-version": "the same",
+}
+INPUTS = {CHAT: matrix.CHAT_INPUTS, TEXT: matrix.TEXT_INPUTS, MESSAGES: message_matrix.INPUTS}
+OUTPUTS = {CHAT: matrix.CHAT_OUTPUTS, TEXT: matrix.TEXT_OUTPUTS, MESSAGES: matrix.CHAT_OUTPUTS}
 TYPES: list[tuple[type[BaseModel], dict[str, Any], dict[str, str]]] = [
     (ChatRequest, matrix.CHAT_INPUTS, matrix.SILENT_CHAT_INPUTS),
     (CompletionRequest, matrix.TEXT_INPUTS, matrix.SILENT_TEXT_INPUTS),
+    (MessagesRequest, message_matrix.INPUTS, message_matrix.SILENT),
     (ChatChunk, matrix.CHAT_OUTPUTS, matrix.SILENT_OUTPUTS),
     (Completion, matrix.TEXT_OUTPUTS, matrix.SILENT_TEXT_OUTPUTS),
 ]
@@ -64,8 +110,12 @@ FAULTS = ["error", "timeout", "garbage", "unknown code", "empty", "crash"]
 
 
 def test_every_route_is_a_door_or_writes_nothing() -> None:
-    found = {route.path for route in iter_route_contexts(create_app(StackConfig()).routes)}
-    assert found == DOORS | set(NOTHING_WRITTEN)
+    plain, keeping = (
+        {route.path for route in iter_route_contexts(create_app(StackConfig(storage=storage)).routes)}
+        for storage in (None, "sqlite")
+    )
+    assert plain == DOORS | set(NOTHING_WRITTEN)
+    assert keeping - plain == KEPT.keys()
 
 
 @pytest.mark.parametrize(("kind", "rows", "silent"), TYPES, ids=lambda value: getattr(value, "__name__", ""))
@@ -130,13 +180,14 @@ def inputs() -> Iterator[Input]:
 def outputs() -> Iterator[Output]:
     for door, rows in OUTPUTS.items():
         for path, variants in rows.items():
-            for rest in product(variants, (None, "wide", "narrow", "resident"), TEXTS, (1, 3)):
+            counts = (1,) if door == MESSAGES else (1, 3)
+            for rest in product(variants, (None, "wide", "narrow", "resident"), TEXTS, counts):
                 yield Output(door, path, *rest)
 
 
 def faults() -> Iterator[Fault]:
     for door in sorted(DOORS):
-        for touchpoint in ("input", "output", *(("tool_call", "tool_result") if door == CHAT else ())):
+        for touchpoint in ("input", "output", *(() if door == TEXT else ("tool_call", "tool_result"))):
             for fault in FAULTS:
                 yield from (Fault(door, fault, touchpoint, stream) for stream in (False, True))
 
@@ -158,7 +209,7 @@ def test_the_size_of_the_matrix(capsys: pytest.CaptureFixture[str]) -> None:
     with capsys.disabled():
         total = ", ".join(f"{count} {name}" for name, count in counts.items())
         print(f"\nsafety matrix: {sum(counts.values())} cells ({total})")
-    assert counts["input"] >= 1600 and counts["output"] >= 1300 and counts["failing guard"] >= 72
+    assert counts["input"] >= 2200 and counts["output"] >= 1900 and counts["failing guard"] >= 120
 
 
 # ------------------------------------------------------------ the servers, each for the whole file
@@ -261,7 +312,7 @@ def test_what_a_request_says_is_judged_before_a_byte_leaves(cells: list[Input], 
         assert WORD not in answer.raw.casefold(), (cell, answer.raw)
         assert any(WORD in turn.text for turn in server.canary.seen[before : answer.began]), cell
         assert len(server.model.asked) == cell.resident, cell
-        choices = [choice for frame, _ in answer.frames() for choice in frame["choices"]]
+        choices = [choice for choice, _ in message_matrix.told(answer)]
         touchpoint = "tool_result" if cell.variant.split(",")[0] == matrix.TOOL_RESULT else "input"
         for choice in choices:
             assert choice["finish_reason"] == "content_filter", cell
@@ -269,6 +320,18 @@ def test_what_a_request_says_is_judged_before_a_byte_leaves(cells: list[Input], 
         assert len(choices) == (len(fields["prompt"]) if isinstance(fields.get("prompt"), list) else 1)
     for name in ("input", "input, resident"):
         check_state(servers[name])
+
+
+@pytest.mark.parametrize("path", [path for path, why in message_matrix.SILENT.items() if why == "dropped"])
+def test_what_is_dropped_reaches_no_model(path: str, servers: Servers) -> None:
+    server = servers["wide"]
+    server.model.frames = [
+        {"choices": [{"index": 0, "delta": {"content": "plain"}, "finish_reason": "stop"}]}
+    ]
+    server.model.asked.clear()
+    answer = servers.run(server.post(MESSAGES, message_matrix.put(path, WORD)))
+    [asked] = server.model.asked
+    assert answer.status == 200 and WORD not in asked.model_dump_json()
 
 
 # ------------------------------------------------------------ answers
@@ -280,8 +343,8 @@ def frames(cell: Output) -> list[dict[str, Any]]:
     pieces = [text.whole] if row.whole or row.dropped else text.pieces
     found = []
     bad = cell.choices // 2
-    key = "delta" if cell.door == CHAT else "text"
-    plain: Any = {"content": "plain "} if cell.door == CHAT else "plain "
+    key = "text" if cell.door == TEXT else "delta"
+    plain: Any = "plain " if cell.door == TEXT else {"content": "plain "}
     for piece in (None, *pieces, None):
         choices = [{"index": index, key: plain} for index in range(cell.choices)]
         if piece is not None:
@@ -315,15 +378,14 @@ def leaves(value: Any, way: str = "") -> Iterator[tuple[str, str]]:
 def check_seen(answer: Answer, server: Guarded) -> None:
     """All that has left of a choice by any moment was in one turn that the shield had seen by then."""
     said: dict[str, str] = {}
-    for frame, seen in answer.frames():
+    for choice, seen in message_matrix.told(answer):
         turns = [turn.text for turn in server.canary.seen[:seen]]
-        for choice in frame.get("choices", []):
-            if "safety" in choice:
-                continue  # our own words
-            for way, text in leaves({key: choice[key] for key in choice if key != "index"}):
-                place = f"{choice['index']}{way}"
-                said[place] = text if "top_logprobs" in place else said.get(place, "") + text
-                assert any(normalised(said[place]) in turn for turn in turns), (place, said[place], turns)
+        if "safety" in choice:
+            continue  # our own words
+        for way, text in leaves({key: choice[key] for key in choice if key != "index"}):
+            place = f"{choice['index']}{way}"
+            said[place] = text if "top_logprobs" in place else said.get(place, "") + text
+            assert any(normalised(said[place]) in turn for turn in turns), (place, said[place], turns)
     assert not any(WORD in text.casefold() for text in said.values()), said
 
 
@@ -335,7 +397,7 @@ def test_what_a_model_says_is_judged_before_it_leaves(cells: list[Output], serve
         before = len(server.canary.seen)
         asked = {**PROMPT[cell.door], "n": cell.choices, **cell.row.asked}
         stream = {"stream": True, "stream_options": {"include_usage": True}} if cell.window else {}
-        answer = servers.run(server.post(cell.door, asked | stream))
+        answer = servers.run(server.post(cell.door, message_matrix.spoken(cell.door, asked | stream)))
         assert answer.status == 200, (cell, answer.raw)
         assert WORD not in answer.raw.casefold(), (cell, answer.raw)
         check_seen(answer, server)
@@ -346,7 +408,7 @@ def test_what_a_model_says_is_judged_before_it_leaves(cells: list[Output], serve
 
 def check_ends(cell: Output, answer: Answer, seen: list[str]) -> None:
     """The bad choice is refused once and for all, and the others end as ever."""
-    choices = [choice for frame, _ in answer.frames() for choice in frame["choices"]]
+    choices = [choice for choice, _ in message_matrix.told(answer)]
     ends = {
         index: [c for c in choices if c["index"] == index and c["finish_reason"]]
         for index in range(cell.choices)
@@ -397,7 +459,7 @@ def failures() -> Iterator[Failure]:
 @pytest.mark.parametrize("cell", list(failures()), ids=lambda cell: f"{cell.door} {cell.kind}")
 def test_an_error_does_not_tell_what_a_model_said(cell: Failure, servers: Servers) -> None:
     server = servers["wide"]
-    text: Any = {"delta": {"content": "plain "}} if cell.door == CHAT else {"text": "plain "}
+    text: Any = {"text": "plain "} if cell.door == TEXT else {"delta": {"content": "plain "}}
     server.model.frames = [{"choices": [{"index": 0, **text}]}] if cell.after else []
     server.model.error = cell.error()
     before = len(server.canary.seen)
@@ -407,7 +469,10 @@ def test_an_error_does_not_tell_what_a_model_said(cell: Failure, servers: Server
     status = 500 if cell.kind == "crash" else 502
     assert answer.status == (200 if cell.stream and cell.after else status)
     last, _ = list(answer.frames())[-1]
-    assert last["error"]["code"] == ("internal_error" if cell.kind == "crash" else "upstream_error")
+    if cell.door == MESSAGES:
+        assert last["type"] == "error" and last["error"]["type"] == "api_error"
+    else:
+        assert last["error"]["code"] == ("internal_error" if cell.kind == "crash" else "upstream_error")
     seen = any(WORD in turn.text for turn in server.canary.seen[before:])
     assert seen != (cell.kind == "crash")
 
@@ -444,12 +509,13 @@ async def failing(touchpoint: str, fault: str) -> AsyncIterator[tuple[Guarded, C
 
 def touching(touchpoint: str, door: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A request and an answer that come by a touchpoint."""
-    text: Any = {"delta": {"content": WORD}} if door == CHAT else {"text": WORD}
+    text: Any = {"text": WORD} if door == TEXT else {"delta": {"content": WORD}}
     if touchpoint == "tool_call":
         text = {
             "delta": {"tool_calls": [{"index": 0, "id": "c", "function": {"name": "f", "arguments": WORD}}]}
         }
-    fields = matrix.turn("tool", WORD) if touchpoint == "tool_result" else PROMPT[door]
+    result = message_matrix.RESULT if door == MESSAGES else matrix.turn("tool", WORD)
+    fields = result if touchpoint == "tool_result" else PROMPT[door]
     return fields, [{"choices": [{"index": 0, **text, "finish_reason": "stop"}]}]
 
 
@@ -467,15 +533,18 @@ def test_a_guard_that_fails_lets_nothing_pass(cell: Fault) -> None:
             fail()
             fields = {**fields, "stream": cell.stream}
             if cell.touchpoint == "input":
-                fields |= {"stop": WORD}
+                fields |= {"stop_sequences": [WORD]} if cell.door == MESSAGES else {"stop": WORD}
             return well, await server.post(cell.door, fields), server.model
 
     well, answer, model = asyncio.run(main())
-    assert well.status == 200 and '"stop"' in well.raw
-    [(frame, _)] = answer.frames()
+    assert well.status == 200 and ('"end_turn"' if cell.door == MESSAGES else '"stop"') in well.raw
     if cell.fault == "unknown code":  # it did say `unsafe`
-        assert [choice["finish_reason"] for choice in frame["choices"]] == ["content_filter"], answer.raw
+        finishes = [choice["finish_reason"] for choice, _ in message_matrix.told(answer)]
+        assert finishes == ["content_filter"], answer.raw
     else:
-        assert answer.status == 503 and frame["error"]["code"] == "guard_unavailable", answer.raw
+        [(frame, _)] = answer.frames()
+        assert answer.status == 503 and "could not judge" in frame["error"]["message"], answer.raw
+        if cell.door != MESSAGES:
+            assert frame["error"]["code"] == "guard_unavailable"
     assert WORD not in answer.raw.casefold()
     assert bool(model.asked) == (cell.touchpoint in ("output", "tool_call"))

@@ -53,7 +53,8 @@ class Agents:
             if self._serving is None:
                 kind = await asyncio.to_thread(load, "llama_stack_lite.agent.serving:Serving", extra="mcp")
                 self._serving = kind(self.turns, self.named)
-        return self._serving
+            found: ASGIApp = self._serving
+        return found
 
     async def start(self) -> Self:
         await self.named.start()

@@ -42,6 +42,7 @@ class Offered:
     provider: Tools
     label: str
     server: MCPServer | None = None
+    session: str | None = None  # that it is called in, if it is not the turn's
 
     def plain(self) -> FunctionDefinition:
         """The definition as its server has it."""
@@ -153,11 +154,13 @@ async def carried_out(turn: Turn, planned: list[Planned]) -> AsyncGenerator[Even
         waiting = set(tasks)
         while waiting:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                events = finished(turn, tasks[task], task.result())
-                await turn.save([tasks[task]], events)
-                for event in events:
-                    yield event
+            events = [event for task in done for event in finished(turn, tasks[task], task.result())]
+            if not waiting:
+                turn.keep([tasks[task] for task in done], events)  # the model is asked meanwhile
+                return
+            await turn.save([tasks[task] for task in done], events)
+            for event in events:
+                yield event
     finally:
         for task in tasks:
             task.cancel()
@@ -178,7 +181,9 @@ async def _called(turn: Turn, plan: Planned) -> ToolResult:
     try:
         async with asyncio.timeout_at(turn.deadline):
             arguments = json.loads(plan.arguments or "{}")
-            return await offered.provider.call(offered.name, arguments, session=turn.session)
+            return await offered.provider.call(
+                offered.name, arguments, session=offered.session or turn.session
+            )
     except GuardFailed:
         raise
     except StackError as error:

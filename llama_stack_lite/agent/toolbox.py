@@ -7,11 +7,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from llama_stack_lite.api.containers import Containers
 from llama_stack_lite.api.ids import new_id
 from llama_stack_lite.api.inference import FunctionDefinition
 from llama_stack_lite.api.responses import (
     AgentTool,
     Call,
+    CodeInterpreterTool,
     Event,
     FunctionTool,
     MCPApprovalRequestItem,
@@ -20,9 +22,10 @@ from llama_stack_lite.api.responses import (
     MCPListToolsItem,
     MCPServer,
     MCPTool,
+    ResponseTool,
 )
 from llama_stack_lite.api.tools import ToolKind, ToolResult, Tools, digest
-from llama_stack_lite.errors import GuardFailed, InvalidRequest, StackError, UpstreamError
+from llama_stack_lite.errors import GuardFailed, InvalidRequest, NotFound, StackError, UpstreamError
 from llama_stack_lite.plugins import find
 from llama_stack_lite.safety.texts import strings
 
@@ -54,15 +57,16 @@ class Toolbox:
         self._functions = [tool for tool in turn.request.tools if isinstance(tool, FunctionTool)]
         self.clients = frozenset(tool.name for tool in self._functions)
         self._servers: list[tuple[MCPServer, Tools]] = []
-        self._hosted: list[tuple[str, Tools]] = []
+        self._hosted: list[tuple[str, Tools, str | None]] = []  # with the session, if it is not the turn's
         self._corrected = False
         for index, tool in enumerate(turn.request.tools):
             if isinstance(tool, MCPServer):
                 self._servers.append((tool, self._server(tool, f"tools[{index}]")))
             elif isinstance(tool, AgentTool):
-                self._hosted.append(("agents", turn.stack.agents.colleague(turn, tool.name)))
+                self._hosted.append(("agents", turn.stack.agents.colleague(turn, tool.name), None))
             elif not isinstance(tool, FunctionTool):
-                self._hosted.append(self._provider(tool.type, tool.provider, f"tools[{index}]"))
+                label, provider = self._provider(tool.type, tool.provider, f"tools[{index}]")
+                self._hosted.append((label, provider, _session(tool, provider, f"tools[{index}]")))
 
     def _provider(self, type: str, wanted: str | None, param: str) -> tuple[str, Tools]:
         kind = KINDS[type]
@@ -117,9 +121,9 @@ class Toolbox:
 
     async def prepared(self) -> AsyncGenerator[Event, None]:
         """List what there is, then make the calls that have been approved since they were asked for."""
-        for label, provider in self._hosted:
+        for label, provider, session in self._hosted:
             for definition in await provider.tools():
-                self._add(Offered(definition, definition.name, provider, label))
+                self._add(Offered(definition, definition.name, provider, label, session=session))
         for server, provider in self._servers:
             kept = self._listed(server.server_label)
             async with aclosing(self._list(server, provider, kept)) as events:
@@ -280,6 +284,7 @@ class Toolbox:
         """
         planned: list[Planned] = []
         wrong: list[str] = []
+        self.turn.corrections.clear()  # they have been read
         for call in calls:
             plan = self._planned(call, wrong)
             if plan is None or len(planned) >= self._left():
@@ -321,3 +326,12 @@ class Toolbox:
         if self.offer:
             only = None if self._left() > 0 else self.clients
             self.offer = later(self.turn.request, self.offer, only=only)
+
+
+def _session(tool: ResponseTool, provider: Tools, param: str) -> str | None:
+    """The container that a code interpreter is to work in, where the request names one."""
+    if not isinstance(tool, CodeInterpreterTool) or not isinstance(tool.container, str):
+        return None
+    if not (isinstance(provider, Containers) and provider.has(tool.container)):
+        raise NotFound("container", tool.container, param=f"{param}.container")
+    return tool.container

@@ -1,7 +1,6 @@
 """One turn: the model is asked, its tools run, and it is asked again, until it has answered."""
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -20,7 +19,6 @@ from llama_stack_lite.api.responses import (
     ItemReference,
     MessageItem,
     Response,
-    ResponseFailure,
     ResponseRequest,
     Speech,
     Writing,
@@ -34,8 +32,8 @@ from llama_stack_lite.errors import (
     StackError,
     Unavailable,
     UpstreamError,
-    UpstreamTimeout,
 )
+from llama_stack_lite.safety.holding import begun
 from llama_stack_lite.safety.texts import strings
 from llama_stack_lite.stack import Stack
 from llama_stack_lite.state import archive, journal, prompts
@@ -43,9 +41,8 @@ from llama_stack_lite.state.archive import Kept
 from llama_stack_lite.state.journal import LeaseLost, Record, Told
 
 from .compaction import opened
+from .failing import failure, told
 from .protocols import Journal, Tools
-
-log = logging.getLogger(__name__)
 
 Ending = Literal["completed", "incomplete", "failed", "cancelled"]
 # what a chat's fields are called here
@@ -79,6 +76,7 @@ class Turn(Writing):
     above: tuple[str, ...] = ()
     error: StackError | None = None  # that it failed with
     lost: range = range(0)  # of the output, what was being said when a server stopped: it is said again
+    keeping: "tuple[asyncio.Task[None], list[Event]] | None" = None
 
     async def blocked(self) -> Blocked | None:
         """What a shield finds in the request, before anything is done for it."""
@@ -110,6 +108,19 @@ class Turn(Writing):
         """Keep the items of those places, before anybody sees the events that tell of them."""
         if self.journal:
             await self.journal.save(self.response, places, events)
+
+    def keep(self, places: list[int], events: list[Event]) -> None:
+        """Begin to save, while the turn goes on; nobody sees the events before `settled` gives them."""
+        task = asyncio.create_task(self.save(places, events))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self.keeping = task, events
+
+    async def settled(self) -> list[Event]:
+        """The events of what is kept by now, if it was not yet."""
+        keeping, self.keeping = self.keeping, None
+        if keeping:
+            await keeping[0]
+        return keeping[1] if keeping else []
 
     async def ended(self, status: Ending, **fields: Any) -> Event:
         """The last event; what it says is kept first."""
@@ -152,27 +163,16 @@ async def run(turn: Turn) -> AsyncGenerator[Event, None]:
     except LeaseLost:
         raise
     except Exception as error:
-        turn.error = _told(turn, error)
+        turn.error = told(error, timeout=turn.stack.config.turns.timeout)
         if not turn.begun:
             raise turn.error from error
+        with suppress(StackError):  # it would be this very error
+            for event in await turn.settled():
+                yield event
         yield await turn.ended("failed", error=failure(turn.error))
 
 
-def _told(turn: Turn, error: Exception) -> StackError:
-    """What is told of an error; the log has those that nobody foresaw."""
-    if isinstance(error, StackError):
-        return error
-    if isinstance(error, TimeoutError):
-        return UpstreamTimeout(f"the turn took longer than {turn.stack.config.turns.timeout:g} seconds")
-    log.exception("a turn broke")
-    return StackError("internal error; the server's log has it")
-
-
-def failure(error: StackError) -> ResponseFailure:
-    """An error as OpenAI's types tell it: they know few codes, so ours stands beside theirs."""
-    code = {"rate_limit_error": "rate_limit_exceeded", "invalid_request_error": "invalid_prompt"}
-    fields = {"code": code.get(error.type, "server_error"), "message": str(error), "type": error.code}
-    return ResponseFailure.model_validate(fields)
+STOPPED: dict[str, Any] = {"status": "incomplete", "incomplete_details": Incomplete(reason="max_messages")}
 
 
 async def _steps(turn: Turn) -> AsyncGenerator[Event, None]:
@@ -188,9 +188,9 @@ async def _steps(turn: Turn) -> AsyncGenerator[Event, None]:
             async for event in events:
                 yield event
         if ending := _ending(turn, speech):
-            yield await turn.ended(**ending)
-            return
-    yield await turn.ended("incomplete", incomplete_details=Incomplete(reason="max_messages"))
+            break
+    for event in [*await turn.settled(), await turn.ended(**ending or STOPPED)]:
+        yield event
 
 
 async def _prepared(turn: Turn) -> AsyncGenerator[Event, None]:
@@ -203,6 +203,8 @@ async def _prepared(turn: Turn) -> AsyncGenerator[Event, None]:
     async with aclosing(turn.tools.prepared()) as events:
         async for event in events:
             yield event
+    for event in await turn.settled():
+        yield event
     if turn.tools.waiting:
         yield await turn.ended("completed")
 
@@ -237,7 +239,11 @@ async def _step(turn: Turn, speech: Speech) -> AsyncGenerator[Event, None]:
 
 
 async def _spoken(turn: Turn, speech: Speech) -> AsyncGenerator[Event, None]:
-    async with aclosing(_asked(turn)) as chunks:
+    """What the model says; it is asked while the results that it reads are still being kept."""
+    asked = _asked(turn)
+    async with begun(asked) if turn.keeping else aclosing(asked) as chunks:
+        for event in await turn.settled():
+            yield event
         async for chunk in chunks:
             if not turn.begun and (flagged := _flagged(chunk)):
                 turn.withhold(flagged)

@@ -12,9 +12,10 @@ from llama_stack_lite.state import archive, leases
 from llama_stack_lite.state.archive import HIGHEST, Kept
 from llama_stack_lite.state.journal import LeaseLost, Record
 
+from .failing import failure
 from .feeds import Feeds
 from .resuming import resumed, waits
-from .turn import Turn, Turns, failure, run
+from .turn import Turn, Turns, run
 
 log = logging.getLogger(__name__)
 

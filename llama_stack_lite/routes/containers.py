@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from llama_stack_lite import answer
+from llama_stack_lite import answer, enforcement
 from llama_stack_lite.answer import BodyRoute
 from llama_stack_lite.api.containers import (
     Container,
@@ -20,6 +20,7 @@ from llama_stack_lite.api.containers import (
     ContainerRequest,
     Containers,
 )
+from llama_stack_lite.api.safety import Touchpoint
 from llama_stack_lite.errors import ClientGone, InvalidRequest, NotFound
 from llama_stack_lite.stack import Stack
 
@@ -84,6 +85,7 @@ async def create_file(container_id: str, http: Request) -> ContainerFile:
     except ClientDisconnect as error:
         raise ClientGone from error
     name, data = uploaded(http.headers.get("content-type", ""), body)
+    await _check(http, "upload", name, data)
     return await answer.whole(http, provider.write(container_id, name, data))
 
 
@@ -109,6 +111,7 @@ async def get_file_content(container_id: str, file_id: str, http: Request) -> Re
     provider = _of(http, container_id)
     file = await _file(provider, container_id, file_id)
     data = await answer.whole(http, provider.read(container_id, _name(file)))
+    await _check(http, "tool_result", _name(file), data)
     # code wrote it: no browser may take it for a page
     headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
     return Response(data, media_type="application/octet-stream", headers=headers)
@@ -120,6 +123,17 @@ async def delete_file(container_id: str, file_id: str, http: Request) -> Contain
     provider = _of(http, container_id)
     await provider.remove(container_id, _name(await _file(provider, container_id, file_id)))
     return ContainerFileDeleted(id=file_id)
+
+
+async def _check(http: Request, touchpoint: Touchpoint, name: str, data: bytes) -> None:
+    """Raise `InvalidRequest` for a file that a shield flags, or that is no text and so cannot be judged."""
+    try:
+        text, unseen = data.decode(), None
+    except UnicodeDecodeError:
+        text, unseen = "", "files that are no text"
+    blocked = await enforcement.judged(Stack.of(http), touchpoint, f"{name}\n{text}", unseen=unseen)
+    if blocked:
+        raise InvalidRequest(blocked.refusal(), param="file", code="content_filter")
 
 
 def _providers(http: Request) -> list[Containers]:

@@ -1,5 +1,6 @@
 """/mcp, for programs that speak MCP over streamable HTTP"""
 
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 
@@ -9,3 +10,6 @@ class MCP:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         serving = await scope["app"].state.stack.agents.serving()
         await serving(scope, receive, send)
+
+
+ROUTE = Route("/mcp", MCP(), methods=["GET", "POST", "DELETE"], include_in_schema=False)

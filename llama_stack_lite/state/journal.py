@@ -3,10 +3,11 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Float, delete, func, insert, select, update
+from sqlalchemy import Connection, Executable, Float, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
@@ -19,6 +20,7 @@ from .archive import ACTIVE, ITEMS, Kept, chain, last_event, spoken
 from .store import Store
 from .tables import response_events, response_items, responses
 
+JsonObject = dict[str, Any]
 QUEUE = 7_209_151_021  # the advisory lock under which PostgreSQL counts those that wait; any number will do
 
 
@@ -42,9 +44,66 @@ def _on_postgresql(*_: object, **__: object) -> str:
 
 Told = Callable[[str, list[Event]], None]
 
+# The statements of each step are made once: to make one takes SQLAlchemy longer than to run it.
+MINE = (
+    responses.c.id == bindparam("of"),
+    responses.c.worker == bindparam("by"),
+    responses.c.attempts == bindparam("attempt"),
+    responses.c.status.in_(ACTIVE),
+)
+HOLD = select(responses.c.id).where(*MINE).with_for_update()
+SAVE = update(responses).where(*MINE)
+SAVE = SAVE.values(response=bindparam("body"), leased_until=now() + bindparam("seconds", type_=Float()))
+END = update(responses).where(*MINE)
+END = END.values(response=bindparam("body"), status=bindparam("ending"), worker=None, leased_until=None)
+OUTPUT = (response_items.c.response == bindparam("of"), response_items.c.side == "output")
+ADD_ITEMS, ADD_EVENTS = insert(response_items), insert(response_events)
+CHANGE_ITEM = update(response_items).where(*OUTPUT, response_items.c.position == bindparam("place"))
+CHANGE_ITEM = CHANGE_ITEM.values(item=bindparam("body"))
+FORGET_ITEMS = delete(response_items).where(*OUTPUT, response_items.c.position >= bindparam("place"))
+
 
 class LeaseLost(Unavailable):
     """Somebody else works on the turn by now, or has ended it."""
+
+
+@dataclass
+class Step:
+    """One write of a turn, by its worker: a change of the response's row, then items and events.
+
+    `kept` is how many items of the output there are. A `doubtful` one comes after a write that failed, and
+    that may stand all the same, where the connection was lost in its commit.
+    """
+
+    change: Executable
+    values: JsonObject = field(default_factory=dict)
+    new: list[JsonObject] = field(default_factory=list)
+    changed: list[JsonObject] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    said: tuple[str, list[JsonObject]] | None = None  # in a conversation
+    kept: int = 0
+    doubtful: bool = False
+
+    def write(self, connection: Connection) -> None:
+        """Raises `LeaseLost`, and writes nothing then."""
+        response_id, events = self.values["of"], self.events
+        found = connection.execute(self.change, self.values)
+        if not (found.first() if found.returns_rows else found.rowcount):
+            raise LeaseLost(f"response `{response_id}` is no longer this server's to write")
+        if self.doubtful:
+            connection.execute(FORGET_ITEMS, {"of": response_id, "place": self.kept})
+            last = last_event(connection, response_id)
+            events = [event for event in events if event.data["sequence_number"] > last]
+        if self.new:
+            connection.execute(ADD_ITEMS, self.new)
+        for row in self.changed:
+            values = {"of": response_id, "place": row["position"], "body": row["item"]}
+            connection.execute(CHANGE_ITEM, values)
+        if events:
+            connection.execute(ADD_EVENTS, _grouped(response_id, events))
+        if self.said:
+            conversation, items = self.said
+            conversations.append(connection, conversation, items, rename=True)
 
 
 class Record:
@@ -62,7 +121,8 @@ class Record:
         self.news = asyncio.Event()  # set while events of a background turn wait to be kept
         self._told = told
         self._events: list[Event] = []  # those that wait
-        self._places: set[int] = set()  # of the output, whose items are kept
+        self._kept = len(kept.response.output)  # how many items of the output are
+        self._doubtful = False  # whether the last write failed, and may stand all the same
         self._order = asyncio.Lock()
 
     async def begin(self, response: Response) -> None:
@@ -92,7 +152,7 @@ class Record:
             if (connection.scalar(waiting) or 0) >= most:
                 raise Busy(f"{most} background responses wait already", retry_after="5", code="queue_full")
             self._insert(connection, response, status="queued", leased=self.kept.secret)
-            _add_events(connection, response.id, events)
+            connection.execute(ADD_EVENTS, _grouped(response.id, events))
 
         await _through(self._in_order(work))
 
@@ -114,7 +174,8 @@ class Record:
             "cancelled": False,
         }
         connection.execute(insert(responses).values(row))
-        _put_items(connection, _rows(response.id, "input", kept.input))
+        if kept.input:
+            connection.execute(ADD_ITEMS, _rows(response.id, "input", kept.input, range(len(kept.input))))
 
     def tell(self, event: Event) -> None:
         """Take an event of a background turn, which is kept soon; one that came before is not taken twice."""
@@ -125,91 +186,59 @@ class Record:
 
     async def flush(self, response: Response) -> None:
         """Keep the events that came, and the items that they tell of."""
-        await _through(self._write(response, []))
+        await _through(self._write(response, Step(HOLD)))
 
     async def save(self, response: Response, places: list[int], events: list[Event]) -> None:
         """Keep the output up to now, items at `places` as they are now, with the events that tell of them."""
         for event in events if response.background else ():
             self.tell(event)
-        values = {"response": _bare(response), "leased_until": now() + self.lease}
-        await _through(self._write(response, places, values=values))
+        step = Step(SAVE, {"body": _bare(response), "seconds": self.lease})
+        await _through(self._write(response, step, places))
 
     async def end(self, response: Response, event: Event) -> None:
         """Keep the turn's end, and in its conversation what was said."""
-        values = {
-            "response": _bare(response),
-            "status": response.status,
-            "worker": None,
-            "leased_until": None,
-        }
-        await _through(self._write(response, range(len(response.output)), last=event, values=values))
+        step = Step(END, {"body": _bare(response), "ending": response.status})
+        if response.conversation and response.status in ("completed", "incomplete"):
+            said = [*self.kept.input, *spoken(response.output)]
+            step.said = response.conversation.id, conversations.prepared(said, param="input")
+        await _through(self._write(response, step, range(len(response.output)), last=event))
 
     async def _in_order(self, work: Callable[[Connection], None]) -> None:
         async with self._order:
             await self.store.write(work)
 
     async def _write(
-        self,
-        response: Response,
-        places: Collection[int],
-        *,
-        last: Event | None = None,
-        values: dict[str, Any] | None = None,
+        self, response: Response, step: Step, places: Collection[int] = (), *, last: Event | None = None
     ) -> None:
-        """Keep what was told, items that are new, done or at `places`, and the row's values; or nothing."""
+        """Keep what was told, and the items that are new, done or at `places`; all of it, or nothing."""
         async with self._order:
             waiting, self._events = self._events, []
             self.news.clear()
-            told = waiting
             if last and response.background:
                 last.data["sequence_number"] = self.kept.number  # an end that could not be kept had it before
-                told = [*waiting, last]
-            if not told and values is None:
+                step.events = [*waiting, last]
+            else:
+                step.events = waiting
+            if step.change is HOLD and not waiting:
                 return
-            kept = self._places - {*places, *_done(told)}
-            rows = _rows(response.id, "output", response.output, without=kept)
+            step.values |= {"of": response.id, "by": self.worker, "attempt": self.kept.attempts}
+            kept, count = self._kept, len(response.output)
+            changed = {place for place in (*places, *_done(waiting)) if place < kept}
+            step.new = _rows(response.id, "output", response.output, range(kept, count))
+            step.changed = _rows(response.id, "output", response.output, changed)
+            step.kept, step.doubtful = kept, self._doubtful
             try:
-                await self.store.write(lambda connection: self._put(connection, response, rows, told, values))
+                await self.store.write(step.write)
             except BaseException:
                 self._events[:0] = waiting
+                self._doubtful = True
                 self.news.set()
                 raise
-            self._places |= {row["position"] for row in rows}
+            self._kept, self._doubtful = count, False
             if last:
                 self.kept.number += 1
-            if told:
-                self._told(response.id, told)
-
-    def _put(
-        self,
-        connection: Connection,
-        response: Response,
-        rows: list[dict[str, Any]],
-        told: list[Event],
-        values: dict[str, Any] | None,
-    ) -> None:
-        self._hold(connection, response.id, values)
-        _put_items(connection, rows)
-        _add_events(connection, response.id, told)
-        if values and response.conversation and response.status in ("completed", "incomplete"):
-            said = conversations.prepared([*self.kept.input, *spoken(response.output)], param="input")
-            # somebody else may have said the same meanwhile
-            conversations.append(connection, response.conversation.id, said, rename=True)
-
-    def _hold(self, connection: Connection, response_id: str, values: dict[str, Any] | None) -> None:
-        """Write the response's row, or lock it, if its lease is still this worker's."""
-        mine = (
-            responses.c.id == response_id,
-            responses.c.worker == self.worker,
-            responses.c.attempts == self.kept.attempts,
-            responses.c.status.in_(ACTIVE),
-        )
-        if values is None:
-            held = connection.scalar(select(responses.c.id).where(*mine).with_for_update()) is not None
-        else:
-            held = connection.execute(update(responses).where(*mine).values(values)).rowcount > 0
-        if not held:
-            raise LeaseLost(f"response `{response_id}` is no longer this server's to write")
+            if step.events:
+                self._told(response.id, step.events)
 
 
 async def _through(write: Coroutine[Any, Any, None]) -> None:
@@ -235,43 +264,27 @@ def _bare(response: Response) -> str:
     return response.model_dump_json(by_alias=True, exclude={"output"})
 
 
-def _rows(
-    response_id: str, side: str, items: Sequence[Item], *, without: Collection[int] = ()
-) -> list[dict[str, Any]]:
+def _rows(response_id: str, side: str, items: Sequence[Item], places: Iterable[int]) -> list[JsonObject]:
     return [
         {
             "response": response_id,
             "side": side,
-            "position": position,
-            "id": item.id,
-            "item": item.model_dump_json(by_alias=True),
+            "position": place,
+            "id": items[place].id,
+            "item": items[place].model_dump_json(by_alias=True),
         }
-        for position, item in enumerate(items)
-        if position not in without
+        for place in places
     ]
 
 
-def _put_items(connection: Connection, rows: list[dict[str, Any]]) -> None:
-    """Keep items, each in the place of what it was before."""
-    if rows:
-        table, places = response_items, [row["position"] for row in rows]
-        here = (table.c.response == rows[0]["response"], table.c.side == rows[0]["side"])
-        connection.execute(delete(table).where(*here, table.c.position.in_(places)))
-        connection.execute(insert(table), rows)
-
-
-def _add_events(connection: Connection, response_id: str, events: list[Event]) -> None:
-    last = last_event(connection, response_id) if events else -1
-    # of a commit that was lost on its way, nobody knew whether it stood
-    new = [event for event in events if event.data["sequence_number"] > last]
-    if new:
-        row = {
-            "response": response_id,
-            "first": new[0].data["sequence_number"],
-            "last": new[-1].data["sequence_number"],
-            "events": "\n".join(event.to_json().decode() for event in new),
-        }
-        connection.execute(insert(response_events), row)
+def _grouped(response_id: str, events: list[Event]) -> JsonObject:
+    """Events as one row."""
+    return {
+        "response": response_id,
+        "first": events[0].data["sequence_number"],
+        "last": events[-1].data["sequence_number"],
+        "events": "\n".join(event.to_json().decode() for event in events),
+    }
 
 
 async def history(store: Store, request: ResponseRequest) -> tuple[list[Item], str | None]:
@@ -291,9 +304,18 @@ async def history(store: Store, request: ResponseRequest) -> tuple[list[Item], s
 
 
 def told_apart(items: Sequence[Item], history: Sequence[Item]) -> list[Item]:
-    """The items, those with an id that the history has under one of their own."""
+    """The items of an input, those with an id that came before under one of their own.
+
+    Raises `InvalidRequest` where one is the output of a call that nobody made.
+    """
     taken = {item.id for item in history}
-    return [
-        item.model_copy(update={"id": new_id(item.id.partition("_")[0][:8])}) if item.id in taken else item
-        for item in items
-    ]
+    calls = {item.call_id for item in (*history, *items) if isinstance(item, FunctionCallItem)}
+    found = []
+    for item in items:
+        if isinstance(item, FunctionCallOutputItem) and item.call_id not in calls:
+            raise InvalidRequest(f"input: `{item.call_id}` is the output of no call that is here", param="input")
+        if item.id in taken:
+            item = item.model_copy(update={"id": new_id(item.id.partition("_")[0][:8])})
+        taken.add(item.id)
+        found.append(item)
+    return found

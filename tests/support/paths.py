@@ -4,11 +4,11 @@ import types
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 from typing_extensions import is_typeddict
 
 UNIONS = (Union, types.UnionType)
-SILENT = (int, float, bool, types.NoneType)
+SILENT = (int, float, bool, types.NoneType, SecretStr)  # a secret is for a server, never for a model
 
 
 def paths(kind: Any, way: str = "") -> Iterator[str]:
