@@ -36,6 +36,11 @@ def test_piped_text_is_asked_below_the_prompt(lite: Lite, distribution: Distribu
     assert both.stdout == "Squawk. parrot#2 sum up:\n\na text \n"
 
 
+def test_characters_that_end_lines_elsewhere_are_text(lite: Lite, distribution: Distribution) -> None:
+    said = "a\u2028b\u0085c"
+    assert lite("chat", "--distribution", distribution(), said).stdout == f"parrot#1 {said} \n"
+
+
 def test_the_distribution_names_the_model_and_the_user_another(
     lite: Lite, distribution: Distribution
 ) -> None:

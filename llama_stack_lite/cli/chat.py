@@ -15,9 +15,10 @@ from llama_stack_lite import config as configuration
 from llama_stack_lite.config import StackConfig
 from llama_stack_lite.server import create_app
 
+from .agent import AgentConversation, found
 from .conversation import Conversation, pick
 from .models import pull_shown
-from .repl import Repl, answer
+from .repl import Repl, Talk, converse
 from .serving import missing_models, started
 from .transport import InProcess
 
@@ -41,17 +42,25 @@ def _url(context: click.Context, parameter: click.Parameter, value: str | None) 
 @click.argument("prompt", nargs=-1)
 @click.option("--url", callback=_url, help=f"Base URL of a server.  [default: {URL}]")
 @click.option("--model", help="Model to talk to.  [default: the distribution's, or the first]")
+@click.option("--agent", metavar="NAME", help="Talk to this agent, whose tools the server runs.")
 @click.option("--system", help="System prompt.")
 @click.option("--distribution", metavar="NAME|FILE", help="Start this one here, and talk to no server.")
 def chat(
-    prompt: tuple[str, ...], url: str | None, model: str | None, system: str | None, distribution: str | None
+    prompt: tuple[str, ...],
+    url: str | None,
+    model: str | None,
+    agent: str | None,
+    system: str | None,
+    distribution: str | None,
 ) -> None:
-    """Talk to a model.
+    """Talk to a model, or to an agent.
 
     With a PROMPT, or text on stdin, the answer is printed and that is all. Where no server runs and no --url
     is given, the distribution `starter` is started in this process. OPENAI_API_KEY is sent where it is set.
     """
     logging.basicConfig(level="ERROR", format="%(levelname)s %(name)s: %(message)s")
+    if agent and model:
+        raise click.UsageError("an agent has its own model: pass --agent or --model")
     text = _given(prompt)
     config = None if url else _embedded(distribution)
     with asyncio.Runner() as runner:
@@ -60,11 +69,15 @@ def chat(
             connection = _in_process(config) if config else _client(url or URL, _key())
             client = runner.run(resources.enter_async_context(connection))
             default = config.defaults.model if config else None
-            conversation = Conversation(client, runner.run(pick(client, model or default)), system=system)
+            conversation: Talk
+            if agent:
+                conversation = AgentConversation(client, runner.run(found(client, agent)), system=system)
+            else:
+                conversation = Conversation(client, runner.run(pick(client, model or default)), system=system)
             if text is None:
                 Repl(conversation, runner).run()
             else:
-                runner.run(answer(conversation, text))
+                converse(conversation, text, runner)
         finally:
             runner.run(resources.aclose())
 

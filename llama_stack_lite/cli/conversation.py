@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -10,8 +11,26 @@ import httpx
 from llama_stack_lite.errors import NotFound, StackError, UpstreamError
 
 
+@dataclass(frozen=True)
+class Note:
+    """A line about an answer, which is no part of it."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A call that waits for the user's word; `arguments` are JSON."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Conversation:
     """Messages with one model at a time; `client` has the API's base URL and the key."""
+
+    questions: tuple[Question, ...] = ()  # a model alone calls nothing
 
     def __init__(self, client: httpx.AsyncClient, model: str, *, system: str | None = None) -> None:
         self.client = client
@@ -20,7 +39,17 @@ class Conversation:
         self.messages: list[dict[str, str]] = []
         self.finish_reason: str | None = None
 
-    async def ask(self, text: str) -> AsyncGenerator[str, None]:
+    def clear(self) -> None:
+        self.messages = []
+
+    async def choices(self) -> list[str]:
+        """The models there are."""
+        return [str(entry["id"]) for entry in await models(self.client)]
+
+    async def switch(self, name: str) -> None:
+        self.model = await pick(self.client, name)
+
+    async def ask(self, text: str) -> AsyncGenerator[str | Note, None]:
         """Yield the answer piece by piece; what was said is kept, however the answer ends.
 
         Raises `StackError` with the server's own message.
@@ -30,8 +59,8 @@ class Conversation:
         body = {"model": self.model, "messages": [*system, *messages], "stream": True}
         said: list[str] = []
         try:
-            async with aclosing(_events(self.client, body)) as events:
-                async for event in events:
+            async with aclosing(events(self.client, "chat/completions", body)) as found:
+                async for event in found:
                     if piece := self._piece(event):
                         said.append(piece)
                         yield piece
@@ -41,6 +70,10 @@ class Conversation:
             if said:
                 self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
 
+    async def reply(self, answers: list[bool]) -> AsyncGenerator[str | Note, None]:
+        raise AssertionError("there are no questions")
+        yield
+
     def _piece(self, event: dict[str, Any]) -> str:
         for choice in event.get("choices") or []:
             self.finish_reason = choice.get("finish_reason")
@@ -49,25 +82,38 @@ class Conversation:
         return ""
 
 
-async def _events(client: httpx.AsyncClient, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-    async with client.stream("POST", "chat/completions", json=body) as response:
-        await _check(response)
-        async for line in response.aiter_lines():
-            data = line.removeprefix("data:").strip()
-            if data == "[DONE]":
-                return
-            if line.startswith("data:"):
-                event = json.loads(data)
-                if "error" in event:
-                    raise UpstreamError(_message(event) or data)
-                yield event
+async def events(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> AsyncGenerator[dict[str, Any], None]:
+    """The events of a stream, each as JSON; raises the error that one of them tells of."""
+    async with client.stream("POST", path, json=body) as response:
+        await check(response)
+        async with aclosing(_lines(response)) as lines:
+            async for line in lines:
+                data = line.removeprefix(b"data:").strip()
+                if data == b"[DONE]":
+                    return
+                if line.startswith(b"data:"):
+                    event = json.loads(data)
+                    if "error" in event:
+                        raise UpstreamError(_message(event) or data.decode())
+                    yield event
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
+    """Whole lines; httpx's own also end at characters that text may hold, such as U+2028."""
+    rest = b""
+    async for piece in response.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line
 
 
 async def models(client: httpx.AsyncClient) -> list[dict[str, Any]]:
     """The server's chat models as it lists them; a server that tells no kinds serves chat models."""
     try:
         response = await client.get("models")
-        await _check(response)
+        await check(response)
         return [entry for entry in response.json()["data"] if entry.get("kind", "chat") == "chat"]
     except httpx.HTTPError as error:
         raise unreachable(client, error) from error
@@ -90,7 +136,7 @@ async def pick(client: httpx.AsyncClient, name: str | None) -> str:
     return str(response.json()["id"])
 
 
-async def _check(response: httpx.Response) -> None:
+async def check(response: httpx.Response) -> None:
     """Raise the error that the server answered with, in its own words where it has any."""
     if response.status_code == httpx.codes.OK:
         return

@@ -17,7 +17,7 @@ from llama_stack_lite.providers.safety.canary import Canary
 from llama_stack_lite.server import create_app
 
 WORD = "kingfisher"
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 QUIET = {"messages": [{"role": "user", "content": "what flew there?"}]}
 
 
@@ -90,7 +90,8 @@ class Answer:
         """The JSON of each event, or of the body, with the turns seen before it left."""
         for piece, seen in self.pieces:
             for block in piece.decode().split("\n\n"):
-                data = block.removeprefix("data: ")
+                data = block[block.find("data: ") :] if block.startswith("event: ") else block
+                data = data.removeprefix("data: ")
                 if data and data != "[DONE]":
                     yield json.loads(data), seen
 

@@ -301,6 +301,7 @@ AROUND: dict[str, dict[str, Row]] = {
 JSON_ANSWER = {"response_format": {"type": "json_object"}}
 CHAT_OUTPUTS: dict[str, dict[str, Row]] = {
     **AROUND,
+    "choices[].stop_reason": {"": Row(lambda piece: {"stop_reason": piece}, whole=True)},
     **log_probabilities("content"),
     **log_probabilities("refusal"),
     "choices[].delta.content": {
