@@ -348,3 +348,17 @@ def test_a_new_shield_is_small_and_conforms(lite: Lite, env: dict[str, str], tmp
         "my-links": "llama_stack_lite_my_links:MyLinks"
     }
     check_package(folder, "llama_stack_lite_my_links.py", env)
+
+
+def test_a_new_provider_of_tools_is_small_and_conforms(
+    lite: Lite, env: dict[str, str], tmp_path: Path
+) -> None:
+    made = lite("new", "provider", "tools", "my-pages", "--into", "pages")
+    assert made.returncode == 0, made.stderr
+    folder = tmp_path / "pages"
+    assert len((folder / "llama_stack_lite_my_pages.py").read_text("utf-8").splitlines()) <= 40
+    setup = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+    assert setup["entry-points"]["llama_stack_lite.tools"] == {
+        "my-pages": "llama_stack_lite_my_pages:MyPages"
+    }
+    check_package(folder, "llama_stack_lite_my_pages.py", env)

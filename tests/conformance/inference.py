@@ -122,6 +122,17 @@ class InferenceConformance:
         assert _text(chunks), "the answer is empty"
 
     @of("chat")
+    async def test_a_prompt_is_counted_as_the_usage_counts_it(self, subject: Subject) -> None:
+        chunks = await subject.chat(subject.request())
+        usage = chunks[-1].usage
+        assert usage, "the last chunk has the usage"
+        told = {chunk.prompt_tokens for chunk in chunks} - {None}
+        assert told <= {usage.prompt_tokens}, f"{told} tokens were told of, then {usage.prompt_tokens}"
+        if hasattr(subject.provider, "count"):
+            counted = await subject.provider.count(subject.card.id, subject.request())
+            assert counted == usage.prompt_tokens, f"`count` says {counted}, the usage {usage.prompt_tokens}"
+
+    @of("chat")
     async def test_the_role_comes_first_and_once(self, subject: Subject) -> None:
         chunks = await subject.chat(subject.request(n=2))
         for index in range(2):
@@ -149,6 +160,8 @@ class InferenceConformance:
         chunks = await subject.chat(subject.request(stop=[stop, "not in any answer"]))
         said = _text(chunks)
         assert stop not in said, f"the stop string {stop!r} is in {said!r}"
+        named = {choice.stop_reason for chunk in chunks for choice in chunk.choices} - {None}
+        assert named <= {stop}, f"stopped at {stop!r}, and says {named}"
         if self.deterministic:
             assert said == text[: text.find(stop)], f"{said!r} is not {text!r} up to {stop!r}"
             assert _finishes(chunks) == {0: ["stop"]}, "a stop string ends with `stop`"
