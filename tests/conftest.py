@@ -12,11 +12,12 @@ from tests.support.serving import Running, models_home, serve
 
 
 @pytest.fixture(scope="session")
-def starter_config() -> Iterator[StackConfig]:
+def starter_config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackConfig]:
     """The starter distribution with its models on disk, pulled once for all runs."""
     before = os.environ.get("LLAMA_LITE_HOME")
     os.environ["LLAMA_LITE_HOME"] = str(models_home())
-    config = load(["starter"])
+    state = tmp_path_factory.mktemp("starter") / "state.db"
+    config = load(["starter"], overrides=[f"storage=sqlite:///{state}"])
     for entry in config.inference.values():
         settings = config_of("inference", entry)
         if isinstance(settings, LocalModels):

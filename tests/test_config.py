@@ -174,6 +174,7 @@ def test_what_is_shown_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     config = read(SECRET)
     data = shown(config)
     assert data == {
+        "name": config.name,
         "inference": {
             "r": {
                 "provider": SECRETIVE,
@@ -226,5 +227,9 @@ def test_a_good_configuration_is_checked_shown_and_described() -> None:
     as_yaml, as_json = lite("config", "show", file), lite("config", "show", "--json", file)
     entry = {"provider": "openai", "base_url": "http://x/v1", "api_key": "***"}
     assert yaml.safe_load(as_yaml.stdout) == json.loads(as_json.stdout)
-    assert json.loads(as_json.stdout) == {"description": "ö", "inference": {"r": entry}}
+    assert json.loads(as_json.stdout) == {
+        "name": Path(file).stem,
+        "description": "ö",
+        "inference": {"r": entry},
+    }
     assert json.loads(lite("config", "schema").stdout) == schema()

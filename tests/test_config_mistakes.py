@@ -67,7 +67,8 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
     ),
     "far section": (
         "zzz: 1\n",
-        "1:1 zzz: unknown key; known: description, inference, safety, enforce, defaults, server",
+        "1:1 zzz: unknown key; known: name, description, inference, safety, enforce, tools, agents, mcp, "
+        "storage, turns, fetch, defaults, server",
     ),
     "key": ("server: {prot: 1}\n", "1:10 server.prot: unknown key (did you mean port or host?)"),
     "number": ("server: {port: soon}\n", "1:16 server.port: must be a whole number"),

@@ -52,6 +52,22 @@ def test_every_framing_of_a_stream_is_read(blocks: list[bytes]) -> None:
     assert found.usage and found.usage.model_dump() == USAGE
 
 
+@pytest.mark.parametrize(
+    ("said", "stop"),
+    [
+        ({"stop_reason": "END"}, "END"),  # vLLM
+        ({"matched_stop": "END"}, "END"),  # SGLang
+        ({"stop_reason": 128009}, None),
+        ({"matched_stop": 128009}, None),
+        ({"stop_reason": None}, None),
+        ({}, None),
+    ],
+)
+def test_a_server_may_say_which_stop_string_it_was(said: dict[str, Any], stop: str | None) -> None:
+    last = frame(delta={}, finish_reason="stop", **said)
+    assert chat(saying(STREAM, frames(ANSWER[0], last) + DONE)).choices[0].stop_reason == stop
+
+
 def test_a_compressed_stream_is_read() -> None:
     head = STREAM.replace(b"connection", b"content-encoding: gzip\r\nconnection")
     assert chat(saying(head, gzip.compress(WHOLE))).choices[0].message.content == SAID

@@ -30,7 +30,7 @@ def image_bytes(part: ImagePart, *, param: str) -> bytes:
     """The image file that a part carries; `detail` changes nothing, since models here see one size.
 
     Raises `InvalidRequest` where it is no base64 data URL of an image, or larger than `LARGEST`. Nothing
-    is ever fetched: a server that opens the URLs of strangers opens its own network to them.
+    is fetched here: what the door has not brought in, nobody has checked.
     """
     param += ".image_url.url"
     url = part.image_url.url.strip()

@@ -12,7 +12,14 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from llama_stack_lite.api.ids import new_id
-from llama_stack_lite.api.responses import Event, InputText, Item, MessageItem, Response, ResponseRequest
+from llama_stack_lite.api.responses import (
+    Event,
+    InputText,
+    Item,
+    MessageItem,
+    Response,
+    ResponseRequest,
+)
 from llama_stack_lite.errors import Busy, NotFound, Unavailable
 
 from . import conversations
@@ -304,16 +311,10 @@ async def history(store: Store, request: ResponseRequest) -> tuple[list[Item], s
 
 
 def told_apart(items: Sequence[Item], history: Sequence[Item]) -> list[Item]:
-    """The items of an input, those with an id that came before under one of their own.
-
-    Raises `InvalidRequest` where one is the output of a call that nobody made.
-    """
+    """The items, those with an id that came before under one of their own."""
     taken = {item.id for item in history}
-    calls = {item.call_id for item in (*history, *items) if isinstance(item, FunctionCallItem)}
     found = []
     for item in items:
-        if isinstance(item, FunctionCallOutputItem) and item.call_id not in calls:
-            raise InvalidRequest(f"input: `{item.call_id}` is the output of no call that is here", param="input")
         if item.id in taken:
             item = item.model_copy(update={"id": new_id(item.id.partition("_")[0][:8])})
         taken.add(item.id)
