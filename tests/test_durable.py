@@ -212,6 +212,7 @@ def test_another_replica_goes_on_with_a_killed_one_s_turn(tmp_path: Path) -> Non
     assert len(marks(one.ledger)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [True, False])
 def test_a_worker_that_was_paused_writes_nothing_once_its_lease_is_another_s(
     early: bool, tmp_path: Path

@@ -16,6 +16,7 @@ from llama_stack_lite.api.responses import (
     CodeInterpreterTool,
     Event,
     FunctionTool,
+    Item,
     MCPApprovalRequestItem,
     MCPApprovalResponseItem,
     MCPCallItem,
@@ -211,8 +212,10 @@ class Toolbox:
         said = [*self.turn.before, *self.turn.response.output]
         done = {item.approval_request_id for item in said if isinstance(item, MCPCallItem)}
         planned: list[Planned] = []
-        for answer in [item for item in said if isinstance(item, MCPApprovalResponseItem)]:
-            if answer.approval_request_id in done:
+        for place, answer in enumerate(said):
+            if not isinstance(answer, MCPApprovalResponseItem) or answer.approval_request_id in done:
+                continue
+            if _asked_again(asked.get(answer.approval_request_id), said[place:]):
                 continue
             if answer.approval_request_id not in asked:
                 raise InvalidRequest(
@@ -326,6 +329,17 @@ class Toolbox:
         if self.offer:
             only = None if self._left() > 0 else self.clients
             self.offer = later(self.turn.request, self.offer, only=only)
+
+
+def _asked_again(request: MCPApprovalRequestItem | None, later: list[Item]) -> bool:
+    """Whether the same call was asked for once more after its answer, as its tool was another by then."""
+    return any(
+        isinstance(item, MCPApprovalRequestItem)
+        and request is not None
+        and (item.server_label, item.name, item.arguments)
+        == (request.server_label, request.name, request.arguments)
+        for item in later
+    )
 
 
 def _session(tool: ResponseTool, provider: Tools, param: str) -> str | None:

@@ -298,7 +298,8 @@ class Workers:
         except asyncio.CancelledError:
             if not work.cancelled:
                 raise  # the server stops, or the turn is another's by now
-            await turn.ended("cancelled")
+            if not turn.response.ended():  # else its end is being kept already
+                await turn.ended("cancelled")
         finally:
             keeping.cancel()
             if turn.tools:
