@@ -188,6 +188,23 @@ def test_a_background_response_that_fails(tmp_path: Path) -> None:
     run(config(tmp_path, {"error": error}, {"content": "a", "error": error}), work)
 
 
+@pytest.mark.parametrize("path", ["/input_tokens", "/compact"])
+def test_what_is_asked_beside_a_turn_makes_no_approved_call(path: str, tmp_path: Path) -> None:
+    async def work(server: Responding) -> None:
+        first = await server.whole(input="?", tools=[SUMS])
+        asked = first["output"][-1]["id"]
+        answer = {"type": "mcp_approval_response", "approval_request_id": asked, "approve": True}
+        given: dict[str, Any] = {"input": [answer], "previous_response_id": first["id"], "tools": [SUMS]}
+        reply = await server.post(path, **given)
+        assert reply.status_code == 200, reply.text
+        assert not server.sums.made
+        await server.whole(**given)
+        assert len(server.sums.made) == 1
+
+    replies = [ADD, *(["in short"] if path == "/compact" else []), "it is 3"]
+    run(config(tmp_path, *replies), work)
+
+
 def test_an_approval_is_asked_for_and_given_or_not(tmp_path: Path) -> None:
     async def work(server: Responding) -> None:
         events = await server.stream(input="?", tools=[SUMS])

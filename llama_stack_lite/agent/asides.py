@@ -45,7 +45,7 @@ async def _asked(turns: Turns, request: TokensRequest | CompactRequest) -> ChatR
     turn = await turns.begin(ResponseRequest(**fields, store=False))
     try:
         if turn.tools:
-            async with aclosing(turn.tools.prepared()) as events:
+            async with aclosing(turn.tools.listed()) as events:
                 async for _ in events:
                     pass
         return turn.asks()

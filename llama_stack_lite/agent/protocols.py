@@ -21,6 +21,10 @@ class Tools(Protocol):
         """What comes before the model is asked: servers' lists, and calls that have been approved."""
         ...
 
+    def listed(self) -> AsyncGenerator[Event, None]:
+        """The servers' lists alone; nothing is called."""
+        ...
+
     def run(self, calls: list[Call]) -> AsyncGenerator[Event, None]:
         """Run the calls, side by side."""
         ...

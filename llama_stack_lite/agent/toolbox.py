@@ -122,20 +122,24 @@ class Toolbox:
 
     async def prepared(self) -> AsyncGenerator[Event, None]:
         """List what there is, then make the calls that have been approved since they were asked for."""
+        for part in (self.listed(), self._answered()):
+            async with aclosing(part) as events:
+                async for event in events:
+                    yield event
+
+    async def listed(self) -> AsyncGenerator[Event, None]:
+        """List what there is, and offer it; nothing is called."""
         for label, provider, session in self._hosted:
             for definition in await provider.tools():
                 self._add(Offered(definition, definition.name, provider, label, session=session))
         for server, provider in self._servers:
-            kept = self._listed(server.server_label)
+            kept = self._listed_before(server.server_label)
             async with aclosing(self._list(server, provider, kept)) as events:
                 async for event in events:
                     yield event
         self.offer = offer(self.turn.request, self._functions, self.known)
         if any(item.type in CALLS for item in self.turn.response.output):  # it goes on after a crash
             self._offer_again()
-        async with aclosing(self._answered()) as events:
-            async for event in events:
-                yield event
 
     def _add(self, offered: Offered) -> None:
         """Offer a tool under its own name, or under its server's and its own where that is taken."""
@@ -152,7 +156,7 @@ class Toolbox:
         """Those that a request to an agent brought, which are what its response tells of."""
         return {tool.name for tool in self.turn.response.tools if isinstance(tool, FunctionTool)}
 
-    def _listed(self, label: str) -> MCPListToolsItem | None:
+    def _listed_before(self, label: str) -> MCPListToolsItem | None:
         """What the server listed earlier in this conversation."""
         said = [*self.turn.before, *self.turn.response.output]
         for item in reversed(said):
