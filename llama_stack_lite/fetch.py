@@ -11,7 +11,7 @@ import httpx
 
 from .config import Fetch
 from .errors import InvalidRequest, UpstreamError, UpstreamTimeout
-from .reach import Reach
+from .reach import Reach, first_reached
 
 REDIRECTS = 5
 LONGEST_URL = 8192  # characters
@@ -45,7 +45,8 @@ class Pinned(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         url, name = request.url, request.url.raw_host.decode("ascii")
         addresses = await self.reach.addresses(name, url.port or PORTS[url.scheme], param=self.param)
-        for address in addresses:
+
+        async def ask(address: str) -> httpx.Response:
             pinned = httpx.Request(
                 request.method,
                 url.copy_with(host=address),
@@ -53,12 +54,9 @@ class Pinned(httpx.AsyncBaseTransport):
                 stream=request.stream,
                 extensions=request.extensions | {"sni_hostname": name.removesuffix(".")},
             )
-            try:
-                return await self.inner.handle_async_request(pinned)
-            except (httpx.ConnectError, httpx.ConnectTimeout):
-                if address == addresses[-1]:
-                    raise
-        raise AssertionError("a host without addresses is refused")
+            return await self.inner.handle_async_request(pinned)
+
+        return await first_reached(addresses, ask, unreached=(httpx.ConnectError, httpx.ConnectTimeout))
 
     async def aclose(self) -> None:
         await self.inner.aclose()

@@ -3,7 +3,8 @@
 import asyncio
 import re
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import (
     IPv4Address,
@@ -13,11 +14,13 @@ from ipaddress import (
     ip_address,
     ip_network,
 )
+from typing import TypeVar
 
 from .errors import InvalidRequest
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
+T = TypeVar("T")
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 # IANA's registries of special-purpose addresses; Python's `is_global` differs from release to release
@@ -153,3 +156,14 @@ def is_public(address: Address) -> bool:
         if address not in UNICAST:
             return False
     return not any(address in network for network in SPECIAL if network.version == address.version)
+
+
+async def first_reached(
+    addresses: Sequence[str], ask: Callable[[str], Awaitable[T]], *, unreached: tuple[type[Exception], ...]
+) -> T:
+    """What the first address answers that can be reached; raises what the last one raised."""
+    *others, last = addresses
+    for address in others:
+        with suppress(*unreached):
+            return await ask(address)
+    return await ask(last)

@@ -14,7 +14,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 
 from llama_stack_lite.errors import StackError, UpstreamError
-from llama_stack_lite.reach import Reach
+from llama_stack_lite.reach import Reach, first_reached
 
 Protocol = Literal["streamable_http", "sse"]
 
@@ -157,7 +157,8 @@ class Pinned(httpx2.AsyncBaseTransport):
         place = name, url.port or PORTS[url.scheme]
         if place not in self.known:
             self.known[place] = await self.reach.addresses(*place, param="server_url")
-        for address in (addresses := self.known[place]):
+
+        async def ask(address: str) -> httpx2.Response:
             pinned = httpx2.Request(
                 request.method,
                 url.copy_with(host=address),
@@ -165,12 +166,10 @@ class Pinned(httpx2.AsyncBaseTransport):
                 stream=request.stream,
                 extensions=request.extensions | {"sni_hostname": name.removesuffix(".")},
             )
-            try:
-                return await self.inner.handle_async_request(pinned)
-            except (httpx2.ConnectError, httpx2.ConnectTimeout):
-                if address == addresses[-1]:
-                    raise
-        raise AssertionError("a host without addresses is refused")
+            return await self.inner.handle_async_request(pinned)
+
+        unreached = (httpx2.ConnectError, httpx2.ConnectTimeout)
+        return await first_reached(self.known[place], ask, unreached=unreached)
 
     async def aclose(self) -> None:
         await self.inner.aclose()
