@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from starlette.requests import HTTPConnection
 
 from .api.agents import PREFIX
+from .api.files import Files
 from .api.inference import Inference
 from .api.models import Kind, ModelCard, ModelState
 from .api.safety import Safety
 from .api.tools import Tools
+from .api.vector_io import VectorIO
 from .config import StackConfig
 from .config import config_of as config_of
 from .errors import ConfigError, InvalidRequest, NotFound, StackError
@@ -67,7 +69,10 @@ class Stack:
     safety: Registry[Safety] = field(default_factory=Registry)
     tools: Registry[Tools] = field(default_factory=Registry)
 
-    store: "Store" = field(init=False)  # only where the distribution has `storage`, as are the agents
+    store: "Store" = field(init=False)  # only where the distribution has `storage`, as is all below
+    files: Registry[Files] = field(default_factory=Registry)
+    vector_io: Registry[VectorIO] = field(default_factory=Registry)
+    ingestion: Any = None
     agents: Any = None
 
     def __post_init__(self) -> None:
@@ -114,10 +119,14 @@ class Stack:
     async def _keep(self, url: str) -> None:
         """Open what is kept, and go on with what was not done when it was closed."""
         self.store = await load("llama_stack_lite.state.store:Store", extra="agents").open(url)
+        self._create("files")
+        self._create("vector_io")
+        if self.vector_io:
+            self.ingestion = load("llama_stack_lite.rag.ingestion:Ingestion", extra="documents")(self).start()
         self.agents = await load("llama_stack_lite.agent.agents:Agents", extra="agents")(self).start()
 
     def _check_defaults(self) -> None:
-        kinds: dict[str, Kind] = {"model": "chat", "embedding_model": "embedding"}
+        kinds: dict[str, Kind] = {"model": "chat", "embedding_model": "embedding", "rerank_model": "rerank"}
         for key, kind in kinds.items():
             if name := getattr(self.config.defaults, key):
                 try:
@@ -180,6 +189,8 @@ class Stack:
         """Close what is at work, then every provider that has something to close, last built first."""
         if self.agents:
             await self.agents.aclose()
+        if self.ingestion:
+            await self.ingestion.aclose()
         for api in reversed(self.config.providers()):
             for provider in reversed(getattr(self, api).values()):
                 if hasattr(provider, "aclose"):

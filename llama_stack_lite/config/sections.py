@@ -38,6 +38,9 @@ class Defaults(BaseModel):
     model_config = ConfigDict(extra="forbid")
     model: str | None = Field(None, description="a chat model, as `provider/model`")
     embedding_model: str | None = Field(None, description="an embedding model, as `provider/model`")
+    rerank_model: str | None = Field(None, description="what ranks search results again, as `provider/model`")
+    vector_io: str | None = Field(None, description="the index of new vector stores; the first by default")
+    files: str | None = Field(None, description="where new files are kept; the first by default")
 
 
 class Window(BaseModel):
@@ -106,12 +109,30 @@ class Turns(BaseModel):
     remote_mcp: bool = Field(True, description="whether requests may name MCP servers by `server_url`")
 
 
+class Documents(BaseModel):
+    """Limits of files, and of the work of making them searchable."""
+
+    model_config = ConfigDict(extra="forbid")
+    max_file_bytes: int = Field(512 * 1024 * 1024, ge=1, description="of an uploaded file")
+    max_text_bytes: int = Field(64 * 1024 * 1024, ge=1, description="of the text found in one file")
+    workers: int = Field(2, ge=0, description="files that this server works on at once")
+    lease: float = Field(
+        10, ge=1, description="seconds after which another server takes over a dead one's file"
+    )
+    attempts: int = Field(3, ge=1, description="starts of work on a file; after the last crash it is failed")
+    parse_seconds: float = Field(
+        120, gt=0, description="CPU time for one file, and half of the time it may take"
+    )
+    parse_memory: int = Field(1024 * 1024 * 1024, ge=64 * 1024 * 1024, description="bytes for one file")
+
+
 class MCP(BaseModel):
     """What /mcp serves: this distribution as an MCP server."""
 
     model_config = ConfigDict(extra="forbid")
     agents: list[AgentName] | None = Field(None, description="those that are served; by default all")
     tools: list[Name] = Field([], description="those of `tools` that are served; by default none")
+    vector_stores: list[str] = Field([], description="ids or names of those that can be searched there")
     hosts: list[str] = Field(
         [], description="names that clients reach the server by, beside loopback's and `server.host`"
     )
@@ -150,6 +171,9 @@ class StackConfig(BaseModel):
     storage: str | None = Field(
         None, description="`sqlite`, or a SQLAlchemy URL; without it nothing is kept, and agents are off"
     )
+    files: dict[Name, ProviderEntry] = Field({}, description="where uploaded files are kept")
+    vector_io: dict[Name, ProviderEntry] = Field({}, description="indexes of vectors, for vector stores")
+    documents: Documents = Documents()
     turns: Turns = Turns()
     fetch: Fetch = Fetch()
     defaults: Defaults = Defaults()
@@ -157,7 +181,13 @@ class StackConfig(BaseModel):
 
     def providers(self) -> dict[str, dict[str, ProviderEntry]]:
         """The provider sections, in the order they are built."""
-        return {"inference": self.inference, "safety": self.safety, "tools": self.tools}
+        return {
+            "inference": self.inference,
+            "safety": self.safety,
+            "tools": self.tools,
+            "files": self.files,
+            "vector_io": self.vector_io,
+        }
 
     def database(self) -> str | None:
         """The SQLAlchemy URL of the state; None where nothing is kept."""

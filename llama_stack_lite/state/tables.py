@@ -3,9 +3,23 @@
 Times are seconds since 1970. JSON is kept as text in the very form that the API answers it.
 """
 
-from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+from sqlalchemy.dialects.postgresql import TSVECTOR
 
 metadata = MetaData()
+KEY = BigInteger().with_variant(Integer, "sqlite")
 
 conversations = Table(
     "conversations",
@@ -87,4 +101,134 @@ agents = Table(
     Column("created_at", Float, nullable=False),
     Column("agent", Text, nullable=False),
     Index("agents_name", "name", "version", unique=True),
+)
+
+# `place` is the provider that keeps the bytes, under the file's id
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("purpose", String(16), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("place", String(64), nullable=False),
+    Index("files_created", "created_at", "id"),
+    Index("files_expiring", "expires_at"),
+)
+
+# `version` grows with each change of what a search may find: an index that knows an older one asks for more
+vector_stores = Table(
+    "vector_stores",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_at", Float, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text),
+    Column("metadata", Text, nullable=False),
+    Column("expires_days", Integer),
+    Column("last_active_at", Float, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("provider", String(64), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("chunking", Text, nullable=False),
+    Index("vector_stores_created", "created_at", "id"),
+)
+
+file_batches = Table(
+    "file_batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("store", String(64), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("cancelled", Boolean, nullable=False),
+)
+
+# what is found, or hidden, as one: a file in a store, or a `raw` chunk that came without a file; `id` is the
+# file's or the chunk's. Only those that are `completed` can be found: `version` is the store's since when.
+# Who works on one holds its lease, as with `responses`; `parsed` says that all its chunks are there.
+documents = Table(
+    "documents",
+    metadata,
+    Column("key", KEY, primary_key=True, autoincrement=True),
+    Column("store", String(64), nullable=False),
+    Column("id", String(64), nullable=False),
+    Column("raw", Boolean, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("attributes", Text, nullable=False),
+    Column("chunking", Text, nullable=False),
+    Column("batch", String(64)),
+    Column("error", Text),
+    Column("bytes", BigInteger, nullable=False),
+    Column("chunks", Integer, nullable=False),
+    Column("embedded", Integer, nullable=False),
+    Column("parsed", Boolean, nullable=False),
+    Column("worker", String(64)),
+    Column("leased_until", Float),
+    Column("attempts", Integer, nullable=False),
+    Index("documents_id", "store", "id", unique=True),
+    Index("documents_version", "store", "version"),
+    Index("documents_waiting", "status", "leased_until"),
+    Index("documents_batch", "batch"),
+    sqlite_autoincrement=True,  # no key is given twice
+)
+
+# the attributes that filters ask for, one to a row: `kind` is "s" (`text`), "n" or "b" (`number`)
+document_attributes = Table(
+    "document_attributes",
+    metadata,
+    Column("document", KEY, primary_key=True, autoincrement=False),
+    Column("name", String(64), primary_key=True),
+    Column("kind", String(1), nullable=False),
+    Column("text", Text().with_variant(Text(collation="C"), "postgresql")),
+    Column("number", Float),
+)
+
+# `headings` is JSON; `context` is what stands before the text when it is embedded
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("key", KEY, primary_key=True, autoincrement=True),
+    Column("document", KEY, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("text", Text, nullable=False),
+    Column("headings", Text, nullable=False),
+    Column("context", Text),
+    Column("page", Integer),
+    Column("tokens", Integer, nullable=False),
+    Index("chunks_document", "document", "position", unique=True),
+    sqlite_autoincrement=True,
+)
+
+# little-endian float32 of length 1: what every index is made of, and can be made of again
+vectors = Table(
+    "vectors",
+    metadata,
+    Column("key", KEY, primary_key=True, autoincrement=False),
+    Column("vector", LargeBinary, nullable=False),
+)
+
+# keys of chunks that can be found no more, since that version of their store: indexes forget them by it
+dropped_chunks = Table(
+    "dropped_chunks",
+    metadata,
+    Column("store", String(64), primary_key=True),
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("key", KEY, primary_key=True, autoincrement=False),
+)
+
+# what words a chunk has, for searches by keyword (rag/search.py): on SQLite an FTS5 table `keywords` of
+# `store` and `terms`, whose rowid is the chunk's key; on PostgreSQL this one
+keywords = Table(
+    "keywords",
+    MetaData(),
+    Column("key", BigInteger, primary_key=True, autoincrement=False),
+    Column("terms", TSVECTOR, nullable=False),
+    Column("length", Integer, nullable=False),
 )

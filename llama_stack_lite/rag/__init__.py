@@ -1,0 +1,1 @@
+"""Documents: parsed, cut into chunks, embedded as a job, and found again."""
