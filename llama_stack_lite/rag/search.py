@@ -6,18 +6,17 @@ import math
 import re
 import time
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import snowballstemmer
-from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, select, text, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, update
 
-from llama_stack_lite import enforcement
 from llama_stack_lite.api.vector_io import Index
 from llama_stack_lite.api.vector_stores import (
-    FileContent,
     HybridWeights,
     Search,
     SearchHit,
@@ -25,22 +24,29 @@ from llama_stack_lite.api.vector_stores import (
     SearchPage,
 )
 from llama_stack_lite.errors import InvalidRequest, NotFound
-from llama_stack_lite.safety.texts import strings
 from llama_stack_lite.stack import Stack
+from llama_stack_lite.state.keywords import STATEMENTS, Statements
+from llama_stack_lite.state.store import Store
 from llama_stack_lite.state.tables import chunks, documents, vector_stores
 
 from .filters import condition
 from .found import Found
 from .reranking import ranker, reranked
 from .rewriting import rewritten
-from .window import around
+from .showing import around, judged
+from .unspaced import foreign
 
 DAY = 86_400  # seconds
 DEPTH = 50  # hits by vectors, and by words, that are fused at least
 RRF = 60  # how much less the next rank is worth (Cormack et al. 2009, reciprocal rank fusion)
 CANDIDATES = 20  # hits that a model ranks again
 LONGEST = 64  # different words of a query
-MOST_ROWS = 4000  # chunks that are looked at for their words
+LONGEST_WORD = 128  # characters
+MOST_ROWS = 3000  # chunks that are looked at for their words, about
+CHOSEN = 100  # of those, that are scored
+RAREST = 8  # words of a query that choose them
+TOGETHER = 3  # how much more often words stand together than they would by chance
+COMMON = 500  # chunks with a word from which on their number is remembered
 
 CHUNK = select(
     *(chunks.c[name] for name in ("key", "document", "position", "text", "headings", "page")),
@@ -50,8 +56,8 @@ CHUNK = select(
 WORD = re.compile(r"[^\W_]+")
 # where a name that programmers write falls apart: `parseHTML5Doc` into parse, HTML5, Doc
 HUMP = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+\d*|[A-Z]+\d*|\d+")
-# writing without spaces between words: found by pairs of characters
-UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]+")
+
+_english, _stemming = snowballstemmer.stemmer("english"), Lock()  # which keeps its place in the word it cuts
 
 
 def words(text: str) -> list[str]:
@@ -61,8 +67,8 @@ def words(text: str) -> list[str]:
     """
     found: list[str] = []
     for match in WORD.finditer(text):
-        word = match[0]
-        found += _forms(word) if word.isascii() else _foreign(word)
+        word = match[0][:LONGEST_WORD]
+        found += _forms(word) if word.isascii() else foreign(word)
     return found
 
 
@@ -73,21 +79,9 @@ def _forms(word: str) -> list[str]:
     return [whole, *(_stem(part.lower()) for part in parts)] if len(parts) > 1 else [whole]
 
 
-def _foreign(word: str) -> list[str]:
-    found: list[str] = []
-    last = 0
-    for match in UNSPACED.finditer(word):
-        found += [each.casefold() for each in [word[last : match.start()]] if each]
-        run, last = match[0], match.end()
-        found += [run[place : place + 2] for place in range(max(1, len(run) - 1))]
-    return [*found, *([word[last:].casefold()] if word[last:] else [])]
-
-
-_english = snowballstemmer.stemmer("english")
-
-
 def _stem(word: str) -> str:
-    stem: str = _english.stemWord(word)
+    with _stemming:
+        stem: str = _english.stemWord(word)
     return stem
 
 
@@ -125,8 +119,12 @@ async def search(
         wanted = asked.ranking_options.candidates or max(CANDIDATES, asked.max_num_results)
         best = await reranked(stack, model, queries[0], best[:wanted])
     best = [each for each in best if each.score >= asked.ranking_options.score_threshold]
-    hits = await _told(stack, best[: asked.max_num_results], asked.window)
-    return SearchPage(search_query=list(queries), data=await _judged(stack, hits, asked.guardrails))
+    best = best[: asked.max_num_results]
+    texts_of = await around(stack.store, best, asked.window) if asked.window else {}
+    hits = [SearchHit.of(each.row, each.score, texts_of.get(each.row.key)) for each in best]
+    if asked.guardrails or stack.judge.enforce.shields("retrieval"):
+        hits = await judged(stack, hits, asked.guardrails)
+    return SearchPage(search_query=list(queries), data=hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +166,9 @@ class Seeker:
             ways["vector"] = self._near(limit, among)
         if mode != "vector" and self.query is not None:
             terms = list(dict.fromkeys(words(self.query)))[:LONGEST]
+            counted = _counted.setdefault(self.stack.store, Counted())
             ways["keyword"] = self.stack.store.read(
-                lambda connection: _by_words(connection, self.store.id, terms, limit, among)
+                lambda connection: _by_words(connection, self.store, counted, terms, limit, among)
             )
         return dict(zip(ways, await asyncio.gather(*ways.values()), strict=True))
 
@@ -252,136 +251,148 @@ async def _touch(stack: Stack, rows: list[Row[Any]]) -> None:
         await stack.store.write(lambda connection: connection.execute(change) and None)
 
 
-async def _told(stack: Stack, best: list[Found], window: int) -> list[SearchHit]:
-    texts = await around(stack.store, best, window) if window and best else {}
-    return [_hit(each, texts.get(each.row.key, [each.row.text])) for each in best]
-
-
-def _hit(each: Found, texts: list[str]) -> SearchHit:
-    row = each.row
-    return SearchHit(
-        file_id=row.id,
-        filename=row.filename,
-        score=each.score,
-        attributes=json.loads(row.attributes),
-        content=[FileContent(text=text) for text in texts],
-        chunk_id=row.id if row.raw else f"{row.id}:{row.position}",
-        position=row.position,
-        headings=json.loads(row.headings),
-        page=row.page,
-    )
-
-
-async def _judged(stack: Stack, hits: list[SearchHit], guardrails: list[str]) -> list[SearchHit]:
-    """Those in which no shield found anything."""
-    if not (guardrails or stack.judge.enforce.shields("retrieval")):
-        return hits
-    verdicts = await asyncio.gather(
-        *(
-            enforcement.judged(stack, "retrieval", "\n".join(strings(hit)), guardrails=guardrails)
-            for hit in hits
-        )
-    )
-    return [hit for hit, blocked in zip(hits, verdicts, strict=True) if not blocked]
-
-
 # ------------------------------------------------------------ by words
 
 
-def _by_words(
-    connection: Connection, store: str, terms: list[str], limit: int, among: list[int] | None
-) -> dict[int, float]:
-    """The chunks with the most, and the rarest, of the words, by BM25; 1 has all of them.
+@dataclass(slots=True)
+class Counted:
+    """What is known of a database's words for a while: they need not be counted for each search."""
 
-    Words that many chunks have are left out, as long as rarer ones are there: they cost the most and tell
-    the least.
-    """
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of stores: at which version, chunks
+    words: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # when there were so many
+
+
+_counted: WeakKeyDictionary[Store, Counted] = WeakKeyDictionary()
+
+
+def _by_words(
+    connection: Connection,
+    store: Row[Any],
+    counted: Counted,
+    terms: list[str],
+    limit: int,
+    among: list[int] | None,
+) -> dict[int, float]:
+    """The chunks with the most, and the rarest, of the words, by BM25; 1 has all of them."""
     if not terms or among == []:
         return {}
-    lexeme = re.sub(r"[^0-9a-z]", "", store.lower())
-    find = _by_fts5 if connection.dialect.name == "sqlite" else _by_tsvector
-    return find(connection, lexeme, terms, limit, among)
-
-
-def _weights(terms: list[str], counts: Mapping[str, int], total: int) -> tuple[dict[str, float], float]:
-    """How much each word tells that is searched for (its idf), and what all of the query's tell."""
-    idf = {
-        term: max(1e-6, math.log((total - min(n, total) + 0.5) / (n + 0.5)))
+    said = STATEMENTS[connection.dialect.name]
+    token = "".join(filter(str.isalnum, store.id)).lower()
+    size = _size(connection, store, counted)
+    counts = _counts(connection, said, token, terms, counted, size)
+    whole = max(size, connection.scalar(select(func.max(chunks.c.key))) or 1)
+    if said.whole:
+        counts = {term: math.ceil(count * size / whole) for term, count in counts.items()}
+    if not counts:
+        return {}
+    weights = {
+        term: max(1e-6, math.log((max(size, n) - n + 0.5) / (n + 0.5)))
         for term in terms
         for n in [counts.get(term, 0)]
     }
-    known = sorted((term for term in terms if counts.get(term)), key=lambda term: counts[term])
-    read = list(accumulate(counts[term] for term in known))
-    kept = [term for term, rows in zip(known, read, strict=True) if rows <= MOST_ROWS or term == known[0]]
-    return {term: idf[term] for term in kept}, sum(idf.values())
-
-
-def _by_fts5(
-    connection: Connection, lexeme: str, terms: list[str], limit: int, among: list[int] | None
-) -> dict[int, float]:
-    counts = {row.term: row.doc for row in connection.execute(FTS5_COUNTS, {"terms": terms})}
-    total = connection.scalar(FTS5_TOTAL) or 0
-    weights, most = _weights(terms, counts, total)
-    if not weights:
-        return {}
-    wanted = " OR ".join(f'"{term}"' for term in weights)
-    given = {"match": f'store : "{lexeme}" AND terms : ({wanted})', "limit": limit}
-    if among is None:
-        rows = connection.execute(FTS5, given)
-    else:
-        rows = connection.execute(FTS5_AMONG, given | {"among": json.dumps(among)})
-    return {row.key: min(1.0, -row.score / most) for row in rows}
-
-
-def _by_tsvector(
-    connection: Connection, lexeme: str, terms: list[str], limit: int, among: list[int] | None
-) -> dict[int, float]:
-    counts = {row.term: row.doc for row in connection.execute(TS_COUNTS, {"store": lexeme, "terms": terms})}
-    total, average = connection.execute(TS_TOTAL).one()
-    weights, most = _weights(terms, counts, total)
-    if not weights:
-        return {}
+    quoted = {term: said.each.format(term) for term in counts}
+    wanted = said.any.join(
+        f"({quoted[term]}{said.all}({said.any.join(quoted[each] for each in others)}))"
+        if others
+        else quoted[term]
+        for term, others in _selective(counts, size)
+    )
     given = {
-        "match": f"'{lexeme}' & ({' | '.join(_quoted(term) for term in weights)})",
-        "terms": [_quoted(term) for term in weights],
-        "weights": list(weights.values()),
-        "average": float(average or 1),
-        "limit": limit,
-        "among": among,
+        "match": (said.alone if size * 2 > whole else said.match).format(store=token, words=wanted),
+        "limit": max(limit, CHOSEN),
+        "among": json.dumps(among),
+        "terms": list(quoted.values()),
+        "weights": [weights[term] for term in quoted],
     }
-    return {row.key: min(1.0, row.score / most) for row in connection.execute(TSVECTOR, given)}
+    keys = list(connection.scalars(said.found if among is None else said.among, given))
+    often = _often(connection, said, keys, list(counts))
+    return _bm25(often, weights, limit)
 
 
-def _quoted(term: str) -> str:
-    return f"'{term}'"  # words hold neither quotes nor backslashes
+def _size(connection: Connection, store: Row[Any], counted: Counted) -> int:
+    """How many chunks a store has."""
+    version, size = counted.sizes.get(store.id, (None, 0))
+    if version != store.version:
+        query = select(func.sum(documents.c.chunks)).where(documents.c.store == store.id)
+        size = int(connection.scalar(query) or 0)
+        counted.sizes[store.id] = (store.version, size)
+    return size
 
 
-FTS5_COUNTS = text("SELECT term, doc FROM keyword_counts WHERE term IN :terms").bindparams(
-    bindparam("terms", expanding=True)
-)
-FTS5_TOTAL = text("SELECT seq FROM sqlite_sequence WHERE name = 'chunks'")
-BM25 = "SELECT rowid AS key, bm25(keywords, 0.0, 1.0) AS score FROM keywords WHERE keywords MATCH :match"
-FTS5 = text(f"{BM25} ORDER BY score LIMIT :limit")
-FTS5_AMONG = text(f"{BM25} AND rowid IN (SELECT value FROM json_each(:among)) ORDER BY score LIMIT :limit")
-TS_COUNTS = text(
-    "SELECT term, (SELECT count(*) FROM keywords WHERE terms @@ (quote_literal(:store) || ' & ' || "
-    "quote_literal(term))::tsquery) AS doc FROM unnest(CAST(:terms AS text[])) AS term"
-)
-TS_TOTAL = text(
-    "SELECT greatest((SELECT reltuples FROM pg_class WHERE oid = 'keywords'::regclass), "
-    "(SELECT count(*) FROM (SELECT 1 FROM keywords LIMIT 10000) AS some))::bigint, "
-    "(SELECT avg(length) FROM (SELECT length FROM keywords LIMIT 1000) AS some)"
-)
-# a word's `ts_rank` is its frequency, in a scale that grows ever slower; 0.6079 where it is there once
-TSVECTOR = text(
+def _counts(
+    connection: Connection, said: Statements, token: str, terms: list[str], counted: Counted, size: int
+) -> dict[str, int]:
+    """How many chunks have each word; those that none has are left out.
+
+    What takes long to count, as many have it, is not counted again until the store is another.
     """
-    SELECT key, sum(weight * 2.2 * often / (often + 1.2 * (0.25 + 0.75 * length / :average))) AS score
-    FROM (
-        SELECT key, length, weight, ts_rank('{1,1,1,1}', terms, term::tsquery) / 0.60793 AS often
-        FROM keywords, unnest(CAST(:terms AS text[]), CAST(:weights AS float8[])) AS asked(term, weight)
-        WHERE terms @@ CAST(:match AS tsquery)
-            AND (CAST(:among AS bigint[]) IS NULL OR key = ANY(CAST(:among AS bigint[])))
-    ) AS matches
-    GROUP BY key ORDER BY score DESC, key LIMIT :limit
+    place = "" if said.whole else token
+    known = {
+        term: count
+        for term in terms
+        for count, then in [counted.words.get((place, term), (0, 0))]
+        if count and abs(size - then) * 10 <= size
+    }
+    if new := [term for term in terms if term not in known]:
+        for term, count in connection.execute(said.counts, {"terms": new, "store": token}):
+            known[term] = count
+            if count >= COMMON:
+                counted.words[place, term] = (count, size)
+    return {term: count for term, count in known.items() if count}
+
+
+def _selective(counts: Mapping[str, int], size: int) -> list[tuple[str, list[str]]]:
+    """Words that a chunk has to have, alone or with one of others: as many as let few enough chunks through.
+
+    What is rare does alone; of words that are everywhere two are wanted together.
     """
-)
+    rarest = sorted(counts, key=lambda term: (counts[term], term))[:RAREST]
+    chosen: list[tuple[str, list[str]]] = []
+    rows = 0.0
+    for place, term in enumerate(rarest):
+        if (rows + counts[term] <= MOST_ROWS) or len(rarest) == 1:
+            rows += counts[term]
+            chosen.append((term, []))
+            continue
+        others = []
+        for other in rarest[place + 1 :]:
+            both = TOGETHER * counts[term] * counts[other] / max(size, 1)
+            if rows + both <= MOST_ROWS:
+                rows += both
+                others.append(other)
+        if others:
+            chosen.append((term, others))
+    return chosen or [(rarest[0], rarest[1:2])]
+
+
+def _often(
+    connection: Connection, said: Statements, keys: list[int], terms: list[str]
+) -> dict[int, tuple[int, dict[str, int]]]:
+    """For each chunk how many words it has, and how often it has each that is searched for."""
+    found: dict[int, tuple[int, dict[str, int]]] = {}
+    if not keys:
+        return found
+    for key, length, said_words, count in connection.execute(said.often, {"keys": keys, "terms": terms}):
+        if count is None:
+            has = said_words.split()
+            found[key] = (len(has), {term: often for term in terms if (often := has.count(term))})
+        else:
+            found.setdefault(key, (length, {}))[1][said_words] = count
+    return found
+
+
+def _bm25(
+    often: Mapping[int, tuple[int, Mapping[str, int]]], weights: Mapping[str, float], limit: int
+) -> dict[int, float]:
+    """Okapi BM25 with k1 = 1.2 and b = 0.75, as a part of what all of the words once would give."""
+    average = sum(length for length, _ in often.values()) / max(1, len(often)) or 1
+    scores = {
+        key: sum(
+            weights[term] * count * 2.2 / (count + 1.2 * (0.25 + 0.75 * length / average))
+            for term, count in has.items()
+        )
+        for key, (length, has) in often.items()
+    }
+    most = sum(weights.values())
+    best = sorted(scores, key=lambda key: (-scores[key], key))[:limit]
+    return {key: min(1.0, scores[key] / most) for key in best}
