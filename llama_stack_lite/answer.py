@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from .api.inference import (
     ChatChunk,
@@ -78,21 +78,6 @@ async def _body(kind: type[B], http: Request) -> B:
         is_json = error.errors()[0]["type"] != "json_invalid"
         errors = [each | {"loc": ("body", *each["loc"])} for each in error.errors()]
         raise RequestValidationError(errors, body=from_json(raw) if is_json else None) from error
-
-
-class SafetyOff:
-    """Says `safety: off` in every answer of a server that lets anything pass unjudged."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def marked(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope["app"].state.stack.judge.off:
-                message["headers"] = [*message["headers"], (b"safety", b"off")]
-            await send(message)
-
-        await self.app(scope, receive, marked if scope["type"] == "http" else send)
 
 
 class Listening:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from starlette.requests import HTTPConnection
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .api.agents import PREFIX
 from .api.files import Files
@@ -72,11 +73,12 @@ class Stack:
     store: "Store" = field(init=False)  # only where the distribution has `storage`, as is all below
     files: Registry[Files] = field(default_factory=Registry)
     vector_io: Registry[VectorIO] = field(default_factory=Registry)
+    sweeping: Any = None
     ingestion: Any = None
     agents: Any = None
 
     def __post_init__(self) -> None:
-        self.judge = Judge(self.config.enforce, self.safety)
+        self.judge = Judge(self.config.enforce, self.safety, points=self.config.touchpoints())
 
     @classmethod
     async def build(cls, config: StackConfig) -> Self:
@@ -120,6 +122,8 @@ class Stack:
         """Open what is kept, and go on with what was not done when it was closed."""
         self.store = await load("llama_stack_lite.state.store:Store", extra="agents").open(url)
         self._create("files")
+        if self.files:
+            self.sweeping = load("llama_stack_lite.uploads:Sweeping", extra="agents")(self).start()
         self._create("vector_io")
         if self.vector_io:
             self.ingestion = load("llama_stack_lite.rag.ingestion:Ingestion", extra="documents")(self).start()
@@ -191,9 +195,26 @@ class Stack:
             await self.agents.aclose()
         if self.ingestion:
             await self.ingestion.aclose()
+        if self.sweeping:
+            await self.sweeping.aclose()
         for api in reversed(self.config.providers()):
             for provider in reversed(getattr(self, api).values()):
                 if hasattr(provider, "aclose"):
                     await provider.aclose()
         if hasattr(self, "store"):
             await self.store.aclose()
+
+
+class SafetyOff:
+    """Says `safety: off` in every answer of a server that lets anything pass unjudged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def marked(message: Message) -> None:
+            if message["type"] == "http.response.start" and scope["app"].state.stack.judge.off:
+                message["headers"] = [*message["headers"], (b"safety", b"off")]
+            await send(message)
+
+        await self.app(scope, receive, marked if scope["type"] == "http" else send)

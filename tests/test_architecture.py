@@ -312,6 +312,49 @@ def test_a_turn_crosses_eight_files(stream: bool, tmp_path: Path) -> None:
     assert found == TURN_HOPS and len(found) <= 8
 
 
+SEARCH_HOPS = {
+    "llama_stack_lite/routes/vector_stores.py",
+    "llama_stack_lite/rag/search.py",
+    "llama_stack_lite/stack.py",
+    "llama_stack_lite/state/store.py",
+    "providers/inference/scripted",
+    "providers/vector_io/faiss",
+}
+
+
+def test_a_search_crosses_six_files(tmp_path: Path) -> None:
+    config = StackConfig.model_validate(
+        {
+            "inference": {"test": {"provider": "scripted", "embedding_models": ["embedder"]}},
+            "vector_io": {"index": {"provider": "faiss", "folder": str(tmp_path / "vectors")}},
+            "defaults": {"embedding_model": "test/embedder"},
+            "storage": f"sqlite:///{tmp_path}/state.db",
+        }
+    )
+    assert asyncio.run(searched(config)) == SEARCH_HOPS
+
+
+async def searched(config: StackConfig) -> set[str]:
+    """The files that a search by vectors and words crosses."""
+    app = create_app(config)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as http,
+    ):
+        await app.state.stack.ingestion.aclose()  # or what they do all the time would be seen too
+        await app.state.stack.agents.aclose()
+        store = (await http.post("/v1/vector_stores", json={"name": "birds"})).json()["id"]
+        chunks = [{"content": "Owls hunt at night."}, {"content": "Storks nest on roofs."}]
+        await http.post("/v1/vector-io/insert", json={"vector_store_id": store, "chunks": chunks})
+        path, asked = f"/v1/vector_stores/{store}/search", {"query": "when do owls hunt?"}
+        await http.post(path, json=asked)
+        with crossed() as found:
+            reply = await http.post(path, json=asked)
+        assert len(reply.json()["data"]) == 2, reply.text
+    return found
+
+
 def test_every_file_that_the_architecture_page_names_exists() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     named = re.findall(

@@ -6,7 +6,6 @@ from contextlib import aclosing
 
 from llama_stack_lite import enforcement
 from llama_stack_lite.api.inference import ChatRequest, Message
-from llama_stack_lite.api.vector_stores import RankingOptions
 from llama_stack_lite.errors import InvalidRequest
 from llama_stack_lite.stack import Model, Stack
 
@@ -18,15 +17,12 @@ TASK = (
 )
 
 
-def ranker(stack: Stack, options: RankingOptions) -> Model | None:
-    """The model that a search asks for, or the distribution's; raises `NotFound`, `InvalidRequest`.
+def ranker(stack: Stack, name: str) -> Model | None:
+    """The model that a search names; raises `NotFound`, and `InvalidRequest` for one that cannot rank.
 
-    OpenAI's own names, such as `default-2024-11-15`, mean the distribution's.
+    OpenAI's own names, such as `default-2024-11-15`, mean the distribution's, where it has one.
     """
-    name = options.ranker
-    if name == "none":
-        return None
-    if name == "auto" or name.startswith("default"):
+    if name.startswith("default-"):
         name = stack.config.defaults.rerank_model or ""
     if not name:
         return None

@@ -75,14 +75,8 @@ def words(text: str) -> list[str]:
 @lru_cache(65_536)
 def _forms(word: str) -> list[str]:
     parts = HUMP.findall(word) if not (word.islower() or word.isupper()) else []
-    whole = _stem(word.lower())
-    return [whole, *(_stem(part.lower()) for part in parts)] if len(parts) > 1 else [whole]
-
-
-def _stem(word: str) -> str:
     with _stemming:
-        stem: str = _english.stemWord(word)
-    return stem
+        return [_english.stemWord(each.lower()) for each in (word, *(parts if len(parts) > 1 else ()))]
 
 
 # ------------------------------------------------------------ a search
@@ -105,10 +99,13 @@ async def search(
     await _touch(stack, rows)
     if asked.rewrite_query:
         queries = [await rewritten(stack, query) for query in queries]
-    model = ranker(stack, asked.ranking_options) if queries else None
-    depth = max(DEPTH, 2 * asked.max_num_results)
+    rank_by = asked.ranking_options.ranker
+    if rank_by == "auto":
+        rank_by = stack.config.defaults.rerank_model or "none"
+    model = ranker(stack, rank_by) if queries and rank_by != "none" else None
+    wanted = max(asked.max_num_results, asked.ranking_options.candidates or CANDIDATES if model else 0)
     texts: list[str | None] = [*queries] or [None]
-    seekers = [Seeker(stack, row, asked, depth, query, embedding) for row in rows for query in texts]
+    seekers = [Seeker(stack, row, asked, wanted, query, embedding) for row in rows for query in texts]
     found: dict[int, Found] = {}
     for part in await asyncio.gather(*(seeker.found() for seeker in seekers)):
         for each in part:
@@ -116,13 +113,12 @@ async def search(
                 found[each.row.key] = each
     best = sorted(found.values(), key=lambda each: (-each.score, each.row.key))
     if model:
-        wanted = asked.ranking_options.candidates or max(CANDIDATES, asked.max_num_results)
         best = await reranked(stack, model, queries[0], best[:wanted])
     best = [each for each in best if each.score >= asked.ranking_options.score_threshold]
     best = best[: asked.max_num_results]
     texts_of = await around(stack.store, best, asked.window) if asked.window else {}
     hits = [SearchHit.of(each.row, each.score, texts_of.get(each.row.key)) for each in best]
-    if asked.guardrails or stack.judge.enforce.shields("retrieval"):
+    if asked.guardrails or stack.judge.enforced:
         hits = await judged(stack, hits, asked.guardrails)
     return SearchPage(search_query=list(queries), data=hits)
 
@@ -134,7 +130,7 @@ class Seeker:
     stack: Stack
     store: Row[Any]
     asked: Search
-    depth: int
+    wanted: int
     query: str | None
     embedding: list[float] | None
 
@@ -148,12 +144,13 @@ class Seeker:
         if self.query is None and self.embedding is None:
             listed = await read(lambda connection: self._listed(connection))
             return [Found(row, 1.0) for row in listed]
-        limit = self.depth * (1 if self.asked.filters is None else 4)
+        depth = max(DEPTH, 2 * self.wanted)
+        limit = depth if self.asked.filters is None else 4 * depth
         lists = await self._lists(limit, None)
         rows = await read(lambda connection: self._shown(connection, lists))
-        if any(len(ranked) == limit and len(rows.keys() & ranked) < self.depth for ranked in lists.values()):
+        if any(len(near) == limit and len(rows.keys() & near) < self.wanted for near in lists.values()):
             among = await read(lambda connection: self._all(connection))
-            lists = await self._lists(self.depth, among)
+            lists = await self._lists(depth, among)
             rows = await read(lambda connection: self._shown(connection, lists))
         shown = {mode: {key: ranked[key] for key in ranked if key in rows} for mode, ranked in lists.items()}
         return [Found(rows[key], score) for key, score in self._fused(shown).items()]
