@@ -38,7 +38,7 @@ from .unspaced import foreign
 
 DAY = 86_400  # seconds
 DEPTH = 50  # hits by vectors, and by words, that are fused at least
-RRF = 60  # how much less the next rank is worth (Cormack et al. 2009, reciprocal rank fusion)
+RRF = 5  # from which rank on the next is worth little less; benchmarks/rag.py
 CANDIDATES = 20  # hits that a model ranks again
 LONGEST = 64  # different words of a query
 LONGEST_WORD = 128  # characters
@@ -99,10 +99,9 @@ async def search(
     await _touch(stack, rows)
     if asked.rewrite_query:
         queries = [await rewritten(stack, query) for query in queries]
-    rank_by = asked.ranking_options.ranker
-    if rank_by == "auto":
-        rank_by = stack.config.defaults.rerank_model or "none"
-    model = ranker(stack, rank_by) if queries and rank_by != "none" else None
+    named = asked.ranking_options.ranker
+    named = (stack.config.defaults.rerank_model or "none") if named == "auto" else named
+    model = ranker(stack, named) if queries and named != "none" else None
     wanted = max(asked.max_num_results, asked.ranking_options.candidates or CANDIDATES if model else 0)
     texts: list[str | None] = [*queries] or [None]
     seekers = [Seeker(stack, row, asked, wanted, query, embedding) for row in rows for query in texts]
@@ -191,7 +190,11 @@ class Seeker:
         return [value / length for value in vector]
 
     def _fused(self, lists: dict[SearchMode, dict[int, float]]) -> dict[int, float]:
-        """One score for each key; that of the first in every list is 1 where ranks are fused."""
+        """One score for each key, by reciprocal rank fusion unless the search asks for `weighted`.
+
+        A rank by words counts as much as what they tell of the query, which is their score: of a question in
+        other words than the documents' they find something too, and should not outdo what means the same.
+        """
         if len(lists) == 1:
             return next(iter(lists.values()))
         options = self.asked.ranking_options
@@ -201,7 +204,9 @@ class Seeker:
         for mode, ranked in lists.items():
             share = shares[mode] / sum(shares.values())
             for rank, (key, score) in enumerate(ranked.items()):
-                part = score if options.fusion == "weighted" else (RRF + 1) / (RRF + 1 + rank)
+                part = score
+                if options.fusion == "rrf":
+                    part = (score if mode == "keyword" else 1) * (RRF + 1) / (RRF + 1 + rank)
                 fused[key] = fused.get(key, 0.0) + share * part
         return {key: min(1.0, score) for key, score in fused.items()}
 
