@@ -94,6 +94,15 @@ class Conflict(InvalidRequest):
     status, code = 409, "conflict"
 
 
+class TooLarge(InvalidRequest):
+    """More bytes than are taken; the message names the limit. Nobody reads the rest."""
+
+    status, code = 413, "too_large"
+
+    def headers(self) -> dict[str, str]:
+        return {"connection": "close"}
+
+
 class Busy(StackError):
     """Too much work already; `retry_after` in seconds."""
 

@@ -43,6 +43,13 @@ class ContainerDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class FileReference(BaseModel):
+    """A file of /v1/files that is to be copied into a container."""
+
+    model_config = {"extra": "forbid"}
+    file_id: str
+
+
 class ContainerFile(BaseModel):
     """A file as OpenAI's API shows it; `path` is where code finds it."""
 

@@ -1,6 +1,6 @@
 """/v1/files: files as OpenAI's API shows them, and the protocol of a place that keeps their bytes."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -47,7 +47,10 @@ class FileExpiry(BaseModel):
 
 
 class Files(Protocol):
-    """A place for the bytes of files, under names that this server makes up and no client chooses."""
+    """A place for the bytes of files, under names that this server makes up and no client chooses.
+
+    One that keeps them as files of this machine may have `path(name: str) -> Path`, which spares copies.
+    """
 
     async def put(self, name: str, source: Path, *, digest: str) -> None:
         """Keep the bytes of a local file, whose SHA-256 is `digest`; once this returns they are durable.
@@ -57,10 +60,14 @@ class Files(Protocol):
         """
         ...
 
-    def read(self, name: str) -> AsyncIterator[bytes]:
+    def read(self, name: str) -> AsyncGenerator[bytes, None]:
         """The bytes, in pieces of at most a megabyte; raises `NotFound`, `Unavailable`."""
         ...
 
     async def remove(self, name: str) -> None:
         """Forget the bytes; nothing happens where there are none."""
+        ...
+
+    def names(self, *, older: float) -> AsyncIterator[str]:
+        """The names of what has been kept for longer than `older` seconds; raises `Unavailable`."""
         ...

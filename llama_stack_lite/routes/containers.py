@@ -5,11 +5,12 @@ from email.parser import HeaderParser
 from typing import Annotated, Literal, TypeVar
 
 from fastapi import APIRouter, Query, Request
+from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from llama_stack_lite import answer, enforcement
-from llama_stack_lite.answer import BodyRoute
+from llama_stack_lite import answer, container_files
+from llama_stack_lite.answer import JSON_TYPE, BodyRoute
 from llama_stack_lite.api.containers import (
     Container,
     ContainerDeleted,
@@ -19,8 +20,8 @@ from llama_stack_lite.api.containers import (
     ContainerList,
     ContainerRequest,
     Containers,
+    FileReference,
 )
-from llama_stack_lite.api.safety import Touchpoint
 from llama_stack_lite.errors import ClientGone, InvalidRequest, NotFound
 from llama_stack_lite.stack import Stack
 
@@ -37,10 +38,19 @@ FILE = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"file": {"type": "string", "format": "binary"}},
-                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "file_id": {"type": "string"},
+                    },
                 }
-            }
+            },
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"file_id": {"type": "string"}},
+                    "required": ["file_id"],
+                }
+            },
         },
     }
 }
@@ -78,14 +88,13 @@ async def delete_container(container_id: str, http: Request) -> ContainerDeleted
 
 @router.post("/{container_id}/files", openapi_extra=FILE)
 async def create_file(container_id: str, http: Request) -> ContainerFile:
-    """Put a file into a container, the part `file` of a form, in the place of one of the same name."""
+    """Put a file into a container, in the place of one of the same name.
+
+    It comes as the part `file` of a form, or is copied where the form, or JSON, has a `file_id`.
+    """
     provider = _of(http, container_id)
-    try:
-        body = await http.body()
-    except ClientDisconnect as error:
-        raise ClientGone from error
-    name, data = uploaded(http.headers.get("content-type", ""), body)
-    await _check(http, "upload", name, data)
+    name, data = await _sent(http)
+    await container_files.check(Stack.of(http), "upload", name, data)
     return await answer.whole(http, provider.write(container_id, name, data))
 
 
@@ -111,7 +120,7 @@ async def get_file_content(container_id: str, file_id: str, http: Request) -> Re
     provider = _of(http, container_id)
     file = await _file(provider, container_id, file_id)
     data = await answer.whole(http, provider.read(container_id, _name(file)))
-    await _check(http, "tool_result", _name(file), data)
+    await container_files.check(Stack.of(http), "tool_result", _name(file), data)
     # code wrote it: no browser may take it for a page
     headers = {"content-disposition": "attachment", "x-content-type-options": "nosniff"}
     return Response(data, media_type="application/octet-stream", headers=headers)
@@ -125,15 +134,23 @@ async def delete_file(container_id: str, file_id: str, http: Request) -> Contain
     return ContainerFileDeleted(id=file_id)
 
 
-async def _check(http: Request, touchpoint: Touchpoint, name: str, data: bytes) -> None:
-    """Raise `InvalidRequest` for a file that a shield flags, or that is no text and so cannot be judged."""
+async def _sent(http: Request) -> tuple[str, bytes]:
+    """The name and the bytes of the file that a request carries, or names."""
     try:
-        text, unseen = data.decode(), None
-    except UnicodeDecodeError:
-        text, unseen = "", "files that are no text"
-    blocked = await enforcement.judged(Stack.of(http), touchpoint, f"{name}\n{text}", unseen=unseen)
-    if blocked:
-        raise InvalidRequest(blocked.refusal(), param="file", code="content_filter")
+        body = await http.body()
+    except ClientDisconnect as error:
+        raise ClientGone from error
+    kind = http.headers.get("content-type", "")
+    sent = _named(body) if JSON_TYPE.match(kind) else uploaded(kind, body)
+    return await container_files.kept(Stack.of(http), sent) if isinstance(sent, str) else sent
+
+
+def _named(body: bytes) -> str:
+    try:
+        return FileReference.model_validate_json(body).file_id
+    except ValidationError as error:
+        what = "file_id: the JSON must be an object of `file_id`, the id of a file"
+        raise InvalidRequest(what, param="file_id") from error
 
 
 def _providers(http: Request) -> list[Containers]:
@@ -180,8 +197,11 @@ def _id(found: list[T]) -> str | None:
     return found[0].id if found else None
 
 
-def uploaded(content_type: str, body: bytes) -> tuple[str, bytes]:
-    """The name and the content of the part `file` of a form (RFC 7578); raises `InvalidRequest`."""
+def uploaded(content_type: str, body: bytes) -> tuple[str, bytes] | str:
+    """The name and the content of the part `file` of a form (RFC 7578), or its `file_id`.
+
+    Raises `InvalidRequest`.
+    """
     about = Message()
     about["content-type"] = content_type
     boundary = about.get_boundary("")
@@ -193,9 +213,7 @@ def uploaded(content_type: str, body: bytes) -> tuple[str, bytes]:
         name = headers.get_param("name", header="content-disposition")
         file_name = headers.get_filename()
         if separator and name == "file_id":
-            raise InvalidRequest(
-                "this server keeps no files that could be copied: send `file`", param="file_id"
-            )
+            return content.decode(errors="replace")
         if separator and name == "file" and file_name:
             return file_name.replace("\\", "/").rpartition("/")[2], content
     raise InvalidRequest("the form has no part `file` with a file name", param="file")

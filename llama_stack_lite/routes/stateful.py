@@ -1,5 +1,5 @@
 """The routes of what is kept, which are there where the distribution has `storage`."""
 
-from . import agents, conversations, prompts, responses
+from . import agents, conversations, files, prompts, responses
 
-ROUTERS = (responses.router, conversations.router, prompts.router, agents.router)
+ROUTERS = (responses.router, conversations.router, prompts.router, agents.router, files.router)
