@@ -1,0 +1,1 @@
+"""The readers of documents: they run in child processes, so they import nothing of the server."""
