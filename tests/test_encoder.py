@@ -104,6 +104,10 @@ class Shelf:
         found: Embeddings = await self._model(model).embed(inputs, dimensions=dimensions)
         return found
 
+    async def token_starts(self, model: str, texts: list[str]) -> list[list[int]]:
+        found: list[list[int]] = await self._model(model).token_starts(texts)
+        return found
+
     async def rerank(self, model: str, query: str, documents: list[str]) -> Ranking:
         found: Ranking = await self._model(model).rerank(query, documents)
         return found

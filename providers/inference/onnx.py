@@ -2,8 +2,11 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -15,11 +18,14 @@ from tokenizers import Tokenizer
 from llama_stack_lite.api.inference import Embeddings
 from llama_stack_lite.api.models import ModelCard
 from llama_stack_lite.errors import ConfigError, InvalidRequest, NotFound, TextTooLong
+from llama_stack_lite.local.places import from_offsets
 from llama_stack_lite.models import LocalModels, paths
 
 A = TypeVar("A")
 T = TypeVar("T")
 
+STEP = 1024  # tokens of a batch, padding included: others wait no longer for one of long texts
+NICE = 10  # of a thread that gives way: beside a chat on every core it still has a tenth of one
 INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
@@ -31,8 +37,9 @@ def default_threads() -> int:
 class Onnx:
     """Embeddings of local models: `model.onnx` beside its `tokenizer.json`.
 
-    One thread computes, a batch at a time: a short query waits for one batch of a long request and not for
-    all of it, and a request that is given up stops with its batch.
+    Two threads compute, a batch at a time: one for requests of a batch or less, and one for longer ones,
+    which gives way to all else that this machine does: to those short queries, and to a chat. A request that
+    is given up stops with its batch.
     """
 
     class Config(LocalModels):
@@ -42,18 +49,26 @@ class Onnx:
     def __init__(self, config: Config) -> None:
         self.batch_size = config.batch_size
         self._encoders = {card.id: Encoder(card, threads=config.threads) for card in config.cards()}
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="onnx")
+        self._short = ThreadPoolExecutor(1, thread_name_prefix="onnx")
+        self._long = ThreadPoolExecutor(1, thread_name_prefix="onnx-long", initializer=give_way)
 
     async def models(self) -> list[ModelCard]:
         return [encoder.card for encoder in self._encoders.values()]
+
+    def _named(self, model: str) -> "Encoder":
+        if model not in self._encoders:
+            raise NotFound("model", model, self._encoders, param="model", code="model_not_found")
+        return self._encoders[model]
+
+    async def token_starts(self, model: str, texts: list[str]) -> list[list[int]]:
+        # tokenizers are safe to share between threads, and queries do not wait for a long document
+        return await asyncio.to_thread(self._named(model).starts, texts)
 
     async def embed(
         self, model: str, inputs: list[str] | list[list[int]], *, dimensions: int | None = None
     ) -> Embeddings:
         """Unit vectors; raises `ContextOverflow` for a text that is too long, and cuts none."""
-        if model not in self._encoders:
-            raise NotFound("model", model, self._encoders, param="model", code="model_not_found")
-        encoder = self._encoders[model]
+        encoder = self._named(model)
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
             raise InvalidRequest(
@@ -63,22 +78,43 @@ class Onnx:
             )
         if dimensions not in (None, encoder.dimension):
             raise InvalidRequest(f"`{model}` has {encoder.dimension} dimensions", param="dimensions")
-        rows = await self._work(encoder.tokens, texts)
-        vectors: list[list[float]] = [[]] * len(rows)
-        # texts of one length go together, so that little is computed for padding
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            found = await self._work(encoder.vectors, [rows[index] for index in batch])
-            for index, vector in zip(batch, found, strict=True):
-                vectors[index] = vector
-        return Embeddings(vectors=vectors, prompt_tokens=sum(map(len, rows)))
-
-    async def _work(self, call: Callable[[A], T], given: A) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, call, given)
+        worker = self._short if len(texts) <= self.batch_size else self._long
+        rows = await _work(worker, encoder.tokens, texts)
+        found: dict[int, list[float]] = {}
+        for batch in batches(rows, self.batch_size):
+            vectors = await _work(worker, encoder.vectors, [rows[index] for index in batch])
+            found |= zip(batch, vectors, strict=True)
+        # made here, so that to validate a million floats would only hold up the event loop
+        return Embeddings.model_construct(
+            vectors=[found[index] for index in range(len(rows))], prompt_tokens=sum(map(len, rows))
+        )
 
     async def aclose(self) -> None:
-        await asyncio.to_thread(self._worker.shutdown, cancel_futures=True)
+        for worker in (self._short, self._long):
+            await asyncio.to_thread(worker.shutdown, cancel_futures=True)
+
+
+async def _work(worker: ThreadPoolExecutor, call: Callable[[A], T], given: A) -> T:
+    return await asyncio.get_running_loop().run_in_executor(worker, call, given)
+
+
+def give_way() -> None:
+    """Let the system prefer all other threads to this one, where it knows priorities of threads."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+
+
+def batches(rows: list[list[int]], most: int) -> Iterator[list[int]]:
+    """The numbers of rows that go together: of about one length, so that little is computed for padding."""
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index])):
+        if batch and (len(batch) == most or (len(batch) + 1) * len(rows[index]) > STEP):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 class Encoder:
@@ -107,6 +143,11 @@ class Encoder:
             if self.limit and len(row) > self.limit:
                 raise TextTooLong(f"text {index}", limit=self.limit, tokens=len(row), param=f"input[{index}]")
         return rows
+
+    def starts(self, texts: list[str]) -> list[list[int]]:
+        """Where in each text its tokens begin, in characters, special tokens included."""
+        rows = self.tokenizer.encode_batch(texts)
+        return [from_offsets(row.offsets, len(text)) for row, text in zip(rows, texts, strict=True)]
 
     def vectors(self, rows: list[list[int]]) -> list[list[float]]:
         """One unit vector for each row of token ids, in one pass of the model."""

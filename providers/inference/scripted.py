@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -200,6 +201,10 @@ class Scripted:
         texts = [_words(text) if isinstance(text, str) else list(map(str, text)) for text in inputs]
         vectors = [_vector(words, dimensions or most) for words in texts]
         return Embeddings(vectors=vectors, prompt_tokens=sum(map(len, texts)))
+
+    async def token_starts(self, model: str, texts: list[str]) -> list[list[int]]:
+        _check(model, self.config.embedding_models)
+        return [list(accumulate(map(len, _words(text)[:-1]), initial=0)) if text else [] for text in texts]
 
     async def rerank(self, model: str, query: str, documents: list[str]) -> Ranking:
         """The share of the query's words that a document has."""

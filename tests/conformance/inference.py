@@ -23,6 +23,18 @@ DOCUMENTS = [
     "a text that is longer than the others, and tells of something else " * 2,
     "the cat",
 ]
+TEXTS = [
+    "a cat",
+    "The parliament passed a budget, and the cat sleeps on: 3.14159 - quite soundly.",
+    "Caf\u00e9 na\u00efve \u00dcber stra\u00dfe; Cafe\u0301 with an accent of its own",
+    "\u732b\u306f\u30bd\u30d5\u30a1\u3067\u5bdd\u308b\u3002\uace0\uc591\uc774\uac00 \uc794\ub2e4",
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467 a family, \U0001f1eb\U0001f1f7 a flag, \U0001f44d\U0001f3fd",
+    "\u0627\u0644\u0642\u0637\u0629 \u0938\u094b \u0e41\u0e21\u0e27\u0e19\u0e2d\u0e19 \u0130stanbul",
+    "  blanks \t\n\n around,\r\nand\u00a0between\u2003them \n",
+    "<s> [CLS] <|im_end|> are words of a text",
+    "x" * 100,
+    ".",
+]
 PROMPT_SECONDS = 1.0  # within which a provider has to let go of what nobody waits for
 
 
@@ -269,6 +281,25 @@ class InferenceConformance:
         if subject.card.embedding_dimension:
             with pytest.raises(StackError):
                 await embed(model, ["text"], dimensions=subject.card.embedding_dimension + 1)
+
+    @of("embedding")
+    async def test_tokens_begin_where_they_are_said_to(self, subject: Subject) -> None:
+        if not hasattr(subject.provider, "token_starts"):
+            pytest.skip("says not where tokens begin")
+        model = subject.card.id
+        found = await subject.provider.token_starts(model, TEXTS)
+        assert len(found) == len(TEXTS), "every text has its tokens"
+        for text, starts in zip(TEXTS, found, strict=True):
+            counted = (await subject.provider.embed(model, [text])).prompt_tokens
+            assert len(starts) == counted, f"{text!r}: {len(starts)} tokens begin, and {counted} are read"
+            assert starts == sorted(starts), f"{text!r}: the places do not ascend"
+            assert all(0 <= start <= len(text) for start in starts), f"{text!r}: {starts} are outside"
+        [nothing], [long] = [await subject.provider.token_starts(model, [t]) for t in ("", "word " * 9000)]
+        assert len(nothing) <= len(found[0]), "a text of nothing has only special tokens"
+        words = {start for start in long if start % 5 == 0}
+        assert len(words) >= 9000, "the tokens of a long text do not begin where its words do"
+        with pytest.raises(StackError):
+            await subject.provider.token_starts("no/such-model", ["text"])
 
     @of("rerank")
     async def test_scores_are_from_0_to_1_and_in_the_order_of_the_documents(self, subject: Subject) -> None:

@@ -158,6 +158,14 @@ class Inference(Protocol):
         self, model: str, inputs: list[str] | list[list[int]], *, dimensions: int | None = None
     ) -> Embeddings: ...
 
+    async def token_starts(self, model: str, texts: list[str]) -> list[list[int]]:
+        """Where in each text its tokens begin, in characters and ascending: as many as `embed` counts.
+
+        Special tokens are among them, and no text is too long. A provider that cannot say it exactly leaves
+        this out, even if it embeds: then texts are cut by a careful estimate.
+        """
+        ...
+
     async def rerank(self, model: str, query: str, documents: list[str]) -> Ranking:
         """Say how well each document answers the query; raises `ContextOverflow` for one that is too long."""
         ...

@@ -142,6 +142,10 @@ class LlamaCpp:
         async with self._encoder(model) as found:
             return await found.embed(inputs, dimensions=dimensions)
 
+    async def token_starts(self, model: str, texts: list[str]) -> list[list[int]]:
+        async with self._encoder(model) as found:
+            return await found.token_starts(texts)
+
     async def rerank(self, model: str, query: str, documents: list[str]) -> Ranking:
         async with self._encoder(model) as found:
             return await found.rerank(query, documents)

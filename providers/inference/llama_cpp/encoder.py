@@ -66,6 +66,11 @@ class Encoder:
             vectors += await self._work(self._pooler.vectors, step, dimensions)
         return Embeddings(vectors=vectors, prompt_tokens=sum(map(len, texts)))
 
+    async def token_starts(self, texts: list[str]) -> list[list[int]]:
+        """Where in each text its tokens begin, in characters, special tokens included."""
+        vocab = self._check("embedding").vocab
+        return [await self._work(vocab.starts, text) for text in texts]
+
     async def rerank(self, query: str, documents: list[str]) -> Ranking:
         """A score for each document; raises `ContextOverflow` where one does not fit beside the query."""
         self._check("rerank")

@@ -8,6 +8,8 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import llguidance
 
+from llama_stack_lite.local.places import from_pieces
+
 
 class Vocab:
     """The tokenizer inside a loaded model; safe to use from any thread, as llama.cpp's is."""
@@ -56,6 +58,12 @@ class Vocab:
             buffer = (lib.llama_token * -count)()
             count = lib.llama_tokenize(self.handle, data, len(data), buffer, -count, ends, special)
         return list(buffer[:count])
+
+    def starts(self, text: str) -> list[int]:
+        """Where in a text its tokens begin, in characters, with the tokens that the model wants around it."""
+        tokens = self.tokens_of(text, special=False, ends=True)
+        pieces = [b"" if token in self.controls else self.pieces[token] for token in tokens]
+        return from_pieces(pieces, text)
 
     def prompt(self, pieces: Iterable[tuple[str, bool]]) -> list[int]:
         """Tokenise a prompt of `(text, special)` pieces, with exactly one BOS where the model wants one."""

@@ -127,6 +127,10 @@ class Transformers:
         async with self._using(model, Encoder) as found:
             return await found.embed(inputs, dimensions=dimensions)
 
+    async def token_starts(self, model: str, texts: list[str]) -> list[list[int]]:
+        async with self._using(model, Encoder) as found:
+            return await found.token_starts(texts)
+
     async def rerank(self, model: str, query: str, documents: list[str]) -> Ranking:
         async with self._using(model, Encoder) as found:
             return await found.rerank(query, documents)

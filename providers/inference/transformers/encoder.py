@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from llama_stack_lite.api.inference import Embeddings, Ranking
 from llama_stack_lite.api.models import Kind, ModelCard
 from llama_stack_lite.errors import ConfigError, InvalidRequest, TextTooLong, Unavailable
+from llama_stack_lite.local.places import from_offsets
 
 from .loading import Checkpoint, placed
 
@@ -70,6 +71,15 @@ class Encoder:
             )
         rows = await self._work(self._texts, texts)
         return Embeddings(vectors=await self._all(rows, self._vectors), prompt_tokens=sum(map(len, rows)))
+
+    async def token_starts(self, texts: list[str]) -> list[list[int]]:
+        """Where in each text its tokens begin, in characters, special tokens included."""
+        self._check("embedding")
+        return await asyncio.to_thread(self._starts, texts)
+
+    def _starts(self, texts: list[str]) -> list[list[int]]:
+        rows = self.tokenizer.encode_batch(texts)
+        return [from_offsets(row.offsets, len(text)) for row, text in zip(rows, texts, strict=True)]
 
     async def rerank(self, query: str, documents: list[str]) -> Ranking:
         """A score for each document; raises `ContextOverflow` where one does not fit beside the query."""
