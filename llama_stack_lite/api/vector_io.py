@@ -14,7 +14,9 @@ class RawChunk(Nullable):
     """A chunk as a client made it; one with the `chunk_id` of another in the store takes its place."""
 
     content: str = Field(min_length=1)
-    chunk_id: str | None = Field(None, pattern=r"^[\w.:-]{1,64}$", description="made up where it is missing")
+    chunk_id: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9_.:-]{1,64}$", description="made up where it is missing"
+    )
     metadata: Attributes = Field({}, description="what filters can ask for")
     embedding: list[float] | None = Field(None, description="made by the store's model where it is missing")
 
