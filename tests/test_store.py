@@ -322,7 +322,10 @@ def test_the_migrations_make_the_very_tables_that_the_code_uses(url: str) -> Non
         store = await Store.open(url)
 
         def differences(connection: Connection) -> list[Any]:
-            options = {"compare_type": True, "include_name": lambda name, *_: not str(name).startswith("keyword")}
+            def known(name: str | None, *_: object) -> bool:
+                return not str(name).startswith("keyword")  # which are another thing on each database
+
+            options = {"compare_type": True, "include_name": known}
             context = MigrationContext.configure(connection, opts=options)
             return list(compare_metadata(context, tables.metadata))
 
@@ -346,7 +349,7 @@ def test_a_database_of_a_newer_version_is_left_alone(url: str) -> None:
         store = await Store.open(url)
         await store.write(lambda c: c.execute(text("UPDATE alembic_version SET version_num = '9999'")))
         await store.aclose()
-        with pytest.raises(ConfigError, match="newer version.*9999.*0001") as caught:
+        with pytest.raises(ConfigError, match="newer version.*9999.*0002") as caught:
             await Store.open(url)
         assert "\n" not in str(caught.value)
 

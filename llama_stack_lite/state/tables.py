@@ -138,6 +138,16 @@ vector_stores = Table(
     Index("vector_stores_created", "created_at", "id"),
 )
 
+# stores that are deleted, until all that was in them is gone too
+dropped_stores = Table(
+    "dropped_stores",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("provider", String(64), nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("version", BigInteger, nullable=False),
+)
+
 file_batches = Table(
     "file_batches",
     metadata,

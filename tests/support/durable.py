@@ -32,6 +32,8 @@ def free_port() -> int:
 class Server:
     """`llama-lite run` as a process of its own, which can be started again and again at the same address."""
 
+    launcher_module = "tests.support.launcher"
+
     def __init__(self, folder: Path, *, storage: str | None = None, pace: float = 0.01, **turns: Any) -> None:
         self.folder, self.port = folder, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -55,7 +57,7 @@ class Server:
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with self.log.open("ab") as log:
             self.launcher = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.launcher", *self.command],
+                [sys.executable, "-m", self.launcher_module, *self.command],
                 env=os.environ | {"PYTHONPATH": paths, "LLAMA_LITE_HOME": str(self.folder), "NO_PROXY": "*"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -41,6 +41,13 @@ def upgrade() -> None:
     )
     op.create_index("vector_stores_created", "vector_stores", ["created_at", "id"])
     op.create_table(
+        "dropped_stores",
+        sql.Column("id", sql.String(64), primary_key=True),
+        sql.Column("provider", sql.String(64), nullable=False),
+        sql.Column("dimension", sql.Integer, nullable=False),
+        sql.Column("version", sql.BigInteger, nullable=False),
+    )
+    op.create_table(
         "file_batches",
         sql.Column("id", sql.String(64), primary_key=True),
         sql.Column("store", sql.String(64), nullable=False),
