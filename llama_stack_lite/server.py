@@ -9,7 +9,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.security import HTTPBearer
@@ -19,13 +19,12 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .answer import SafetyOff
 from .anthropic.errors import failure, request_id
 from .config import StackConfig
 from .errors import InvalidRequest, StackError, Unauthorized
 from .plugins import load
 from .routes import containers, inference, mcp, messages, metrics, safety, system
-from .stack import Stack
+from .stack import SafetyOff, Stack
 
 log = logging.getLogger(__name__)
 
@@ -69,13 +68,10 @@ def create_app(config: StackConfig) -> FastAPI:
         # tells OpenAPI of the scheme; the check itself stands before the routes
         dependencies=[Depends(HTTPBearer(auto_error=False))] if config.server.api_keys else [],
     )
-    for module in (inference, messages, containers, safety, metrics, system):
-        app.include_router(module.router)
-    if config.storage:
-        for router in load("llama_stack_lite.routes.stateful:ROUTERS", extra="agents"):
-            app.include_router(router)
-        if find_spec("mcp"):
-            app.router.routes.append(mcp.ROUTE)
+    for router in _routers(config):
+        app.include_router(router)
+    if config.storage and find_spec("mcp"):
+        app.router.routes.append(mcp.ROUTE)
     app.add_exception_handler(StackError, _answer)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -88,6 +84,17 @@ def create_app(config: StackConfig) -> FastAPI:
         )
     app.add_middleware(SafetyOff)
     return app
+
+
+def _routers(config: StackConfig) -> list[APIRouter]:
+    """The routes of what the distribution has."""
+    modules = (inference, messages, containers, safety, metrics, system)
+    found = [module.router for module in modules]
+    if config.storage:
+        found += load("llama_stack_lite.routes.stateful:ROUTERS", extra="agents")
+    if config.storage and config.vector_io:
+        found += load("llama_stack_lite.routes.searchable:ROUTERS", extra="documents")
+    return found
 
 
 class KeyCheck:

@@ -65,10 +65,30 @@ BROKEN: dict[str, tuple[str | bytes, str]] = {
         "safety: {guard: {provider: canary}}\nenforce: {input: [guard, gaurd]}\n",
         "2:26 enforce.input[1]: there is no shield `gaurd` under `safety` (did you mean guard?)",
     ),
+    "no such index": (
+        "storage: sqlite\nvector_io: {faiss: {provider: faiss}}\ndefaults: {vector_io: fais}\n",
+        "3:23 defaults.vector_io: there is no `fais` under `vector_io` (did you mean faiss?)",
+    ),
+    "no place of files": (
+        "defaults: {files: local}\n",
+        "1:19 defaults.files: there is no `local` under `files`; there is none",
+    ),
+    "no such rerank model": (
+        f"{ENTRY}defaults: {{rerank_model: r/n}}\n",
+        "3:26 defaults.rerank_model: provider `r` serves no model `n`; there is m",
+    ),
+    "files nowhere": (
+        "files: {local: {provider: local}}\n",
+        "1:1 files: `files` needs `storage`, such as `storage: sqlite`",
+    ),
+    "vectors nowhere": (
+        "vector_io: {faiss: {provider: faiss}}\n",
+        "1:1 vector_io: `vector_io` needs `storage`, such as `storage: sqlite`",
+    ),
     "far section": (
         "zzz: 1\n",
         "1:1 zzz: unknown key; known: name, description, inference, safety, enforce, tools, agents, mcp, "
-        "storage, turns, fetch, defaults, server",
+        "storage, files, vector_io, documents, turns, fetch, defaults, server",
     ),
     "key": ("server: {prot: 1}\n", "1:10 server.prot: unknown key (did you mean port or host?)"),
     "number": ("server: {port: soon}\n", "1:16 server.port: must be a whole number"),

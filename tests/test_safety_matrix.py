@@ -90,10 +90,27 @@ KEPT = {
     "/v1/conversations/{conversation_id}": "the client's own metadata",
     "/v1/conversations/{conversation_id}/items": "the client's own items, and what was told before",
     "/v1/conversations/{conversation_id}/items/{item_id}": "one of them",
+    # kept as they came, and judged on their way to a model: tests/test_file_references.py
+    "/v1/files": "the client's own",
+    "/v1/files/{file_id}": "what is known of one",
+    "/v1/files/{file_id}/content": "one of them, as it came",
     "/v1/prompts": "the client's own texts, which are judged when a model reads them",
     "/v1/prompts/{prompt_id}": "one of them",
     "/v1/prompts/{prompt_id}/versions": "the same in its versions",
     "/v1/prompts/{prompt_id}/set-default-version": "the same",
+    "/v1/vector_stores": "names, and counts",
+    "/v1/vector_stores/{vector_store_id}": "one of them",
+    "/v1/vector_stores/{vector_store_id}/search": "what was let in, judged again: tests/test_search.py",
+    "/v1/vector_stores/{vector_store_id}/files": "names; their text is judged: tests/test_ingestion.py",
+    "/v1/vector_stores/{vector_store_id}/files/{file_id}": "one of them",
+    "/v1/vector_stores/{vector_store_id}/files/{file_id}/content": "what was let in before",
+    "/v1/vector_stores/{vector_store_id}/file_batches": "counts",
+    "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}": "counts",
+    "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/cancel": "counts",
+    "/v1/vector_stores/{vector_store_id}/file_batches/{batch_id}/files": "names",
+    "/v1/vector-io/insert": "judged: tests/test_store_life.py",
+    "/v1/vector-io/query": "as a search",
+    "/v1/vector-io/delete": "ids",
 }
 INPUTS = {CHAT: matrix.CHAT_INPUTS, TEXT: matrix.TEXT_INPUTS, MESSAGES: message_matrix.INPUTS}
 OUTPUTS = {CHAT: matrix.CHAT_OUTPUTS, TEXT: matrix.TEXT_OUTPUTS, MESSAGES: matrix.CHAT_OUTPUTS}
@@ -111,8 +128,8 @@ FAULTS = ["error", "timeout", "garbage", "unknown code", "empty", "crash"]
 
 def test_every_route_is_a_door_or_writes_nothing() -> None:
     plain, keeping = (
-        {route.path for route in iter_route_contexts(create_app(StackConfig(storage=storage)).routes)}
-        for storage in (None, "sqlite")
+        {route.path for route in iter_route_contexts(create_app(StackConfig.model_validate(config)).routes)}
+        for config in ({}, {"storage": "sqlite", "vector_io": {"index": {"provider": "faiss"}}})
     )
     assert plain == DOORS | set(NOTHING_WRITTEN)
     assert keeping - plain == KEPT.keys()

@@ -1,17 +1,20 @@
 """/v1/vector_stores: stores, their files, batches and searches, as OpenAI's API has them."""
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, StringConstraints, model_validator
 
 from .inference import Nullable, Wire, sparse
 
 Status = Literal["in_progress", "completed", "cancelled", "failed"]
 ErrorCode = Literal["server_error", "unsupported_file", "invalid_file"]
-Key = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-Attributes = Annotated[
-    dict[Key, Annotated[str, StringConstraints(max_length=512)] | bool | float], Field(max_length=16)
-]
+Plain = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]  # no database takes a NUL
+Key = Annotated[Plain, StringConstraints(min_length=1, max_length=64)]
+# a whole number that a float cannot tell from its neighbours becomes a float
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
+Attribute = Annotated[str, StringConstraints(max_length=512)] | bool | Whole | FiniteFloat
+Attributes = Annotated[dict[Key, Attribute], Field(max_length=16)]
 Metadata = Annotated[dict[Key, Annotated[str, StringConstraints(max_length=512)]], Field(max_length=16)]
 SearchMode = Literal["vector", "keyword", "hybrid"]
 
@@ -225,12 +228,15 @@ class FileBatch(BaseModel):
 # ------------------------------------------------------------ search
 
 
+MOST_COMPARISONS, DEEPEST = 128, 8  # of one search's filters
+
+
 class Comparison(Nullable):
     """`ne` and `nin` are what `eq` and `in` are not: they hold where there is no such attribute too."""
 
     type: Literal["eq", "ne", "gt", "gte", "lt", "lte", "in", "nin"]
-    key: str = Field(max_length=64)
-    value: str | bool | float | list[str | bool | float]
+    key: Key
+    value: Plain | bool | FiniteFloat | Annotated[list[Plain | bool | FiniteFloat], Field(max_length=1000)]
 
     @model_validator(mode="after")
     def _fits(self) -> "Comparison":
@@ -249,6 +255,16 @@ class Compound(Nullable):
 
 
 Filter = Annotated[Comparison | Compound, Field(discriminator="type")]
+
+
+def _bounded(filter: Comparison | Compound) -> Comparison | Compound:
+    layer, comparisons = [filter], 0
+    for _ in range(DEEPEST):
+        comparisons += sum(isinstance(each, Comparison) for each in layer)
+        layer = [inner for each in layer if isinstance(each, Compound) for inner in each.filters]
+    if layer or comparisons > MOST_COMPARISONS:
+        raise ValueError(f"filters have at most {MOST_COMPARISONS} comparisons, {DEEPEST} levels deep")
+    return filter
 
 
 class HybridWeights(Nullable):
@@ -276,7 +292,7 @@ class Search(Nullable):
     """What searches have in common; the first four fields are OpenAI's."""
 
     max_num_results: int = Field(10, ge=1, le=50)
-    filters: Filter | None = None
+    filters: Annotated[Filter, AfterValidator(_bounded)] | None = None
     ranking_options: RankingOptions = RankingOptions()
     rewrite_query: bool = False
     search_mode: SearchMode = "hybrid"
@@ -311,6 +327,21 @@ class SearchHit(BaseModel):
     position: int = Field(description="of the chunk in its file, from 0")
     headings: list[str] = Field([], description="those that it stands under, the outermost first")
     page: int | None = sparse()
+
+    @classmethod
+    def of(cls, row: Any, score: float, texts: list[str] | None = None) -> "SearchHit":
+        """A chunk as the database has it, with its own text or those around it."""
+        return cls(
+            file_id=row.id,
+            filename=row.filename,
+            score=score,
+            attributes=json.loads(row.attributes),
+            content=[FileContent(text=text) for text in texts or [row.text]],
+            chunk_id=row.id if row.raw else f"{row.id}:{row.position}",
+            position=row.position,
+            headings=json.loads(row.headings),
+            page=row.page,
+        )
 
     def text(self) -> str:
         return "\n".join(part.text for part in self.content)

@@ -8,6 +8,7 @@ from llama_stack_lite.errors import did_you_mean
 from .tree import Node, Path, Problems, entries
 
 Names = Collection[str]
+NO_INDEX = "an index of vectors, such as `vector_io: {faiss: {provider: faiss}}`"
 
 
 def check_agents(tree: Node, *, astray: Callable[[str], str | None], problems: Problems) -> None:
@@ -23,6 +24,7 @@ def check_agents(tree: Node, *, astray: Callable[[str], str | None], problems: P
             problems.add(model.place, (*path, "model"), what)
         _named(agent, (*path, "guardrails"), "shield", shields, problems)
         _named(agent, (*path, "tools"), "tool or agent", {**tools, **agents}, problems)
+        _searches(tree, agent, path, problems)
     _chains(agents, problems)
     if agents and tree.child("storage") is None:
         place = next(iter(agents.values()))
@@ -31,6 +33,21 @@ def check_agents(tree: Node, *, astray: Callable[[str], str | None], problems: P
         )
     if mcp := tree.child("mcp"):
         _named(mcp, ("mcp", "tools"), "tool", tools, problems)
+        if not _found(tree) and (served := _items(mcp.child("vector_stores"))):
+            problems.add(served[0].place, ("mcp", "vector_stores", 0), f"searches need {NO_INDEX}")
+
+
+def _found(tree: Node) -> bool:
+    """Whether there can be vector stores."""
+    return bool(entries(tree.child("vector_io")))
+
+
+def _searches(tree: Node, agent: Node, path: Path, problems: Problems) -> None:
+    """A search of documents needs an index; the stores may be made later."""
+    for index, tool in enumerate(_items(agent.child("tools"))):
+        kind = tool.child("type")
+        if kind and kind.value == "file_search" and not _found(tree):
+            problems.add(tool.place, (*path, "tools", index), f"`file_search` needs {NO_INDEX}")
 
 
 def _named(node: Node, path: Path, what: str, known: Mapping[str, Node], problems: Problems) -> None:

@@ -25,6 +25,7 @@ LISTS = (
     "embedding_models",
 )  # the keys by which a plug-in's settings say what it serves
 OF_KEYS = ("missing", "extra_forbidden")  # mistakes of a key, not of its value
+KEPT = ("files", "vector_io")  # sections that need `storage`, and of which one may be the default
 Served = dict[str, list[str] | None]  # models by provider name; None where only the provider knows
 
 
@@ -45,7 +46,8 @@ def check(tree: Node, problems: Problems) -> StackConfig:
             tree = _put(tree, (api, name), checked)
         if api == "inference":
             models = served
-            _defaults(entries(tree.child("defaults")), served, problems)
+    _defaults(tree, models, problems)
+    _kept(tree, problems)
     _enforced(entries(tree.child("enforce")), list(entries(tree.child("safety"))), problems)
     check_agents(tree, astray=lambda name: _astray(name, models), problems=problems)
     config, _ = _validated(StackConfig, tree, (), problems)
@@ -103,15 +105,28 @@ def _id(config: BaseModel, model: str | ModelCard) -> str:
     return model if isinstance(model, str) else model.id
 
 
-def _defaults(defaults: Mapping[str, Node], served: Served, problems: Problems) -> None:
-    """Check that each default names a model which some provider serves, as far as that is known."""
-    for key, node in defaults.items():
-        if (
-            key in Defaults.model_fields
-            and isinstance(node.value, str)
-            and (what := _astray(node.value, served))
-        ):
+def _defaults(tree: Node, served: Served, problems: Problems) -> None:
+    """Check that each default names a provider of its section, or a model which some provider serves."""
+    for key, node in entries(tree.child("defaults")).items():
+        if key not in Defaults.model_fields or not isinstance(node.value, str):
+            continue
+        if key in KEPT:
+            known = entries(tree.child(key))
+            there = f"there is no `{node.value}` under `{key}`{_known(node.value, known)}"
+            what = None if node.value in known else there
+        else:
+            what = _astray(node.value, served)
+        if what:
             problems.add(node.place, ("defaults", key), what)
+
+
+def _kept(tree: Node, problems: Problems) -> None:
+    """Check that there is a database for what is kept in one."""
+    for key in KEPT:
+        section = tree.child(key)
+        if section and entries(section) and tree.child("storage") is None:
+            what = f"`{key}` needs `storage`, such as `storage: sqlite`"
+            problems.add(section.key or section.place, (key,), what)
 
 
 def _enforced(enforce: Mapping[str, Node], shields: list[str], problems: Problems) -> None:

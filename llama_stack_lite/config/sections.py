@@ -189,6 +189,14 @@ class StackConfig(BaseModel):
             "vector_io": self.vector_io,
         }
 
+    def touchpoints(self) -> list[Touchpoint]:
+        """Where there is anything to judge: documents are made searchable, and found, in vector stores."""
+        return [each for each in TOUCHPOINTS if self.vector_io or each not in ("retrieval", "upload")]
+
+    def enforced(self) -> bool:
+        """Whether anything is judged at all."""
+        return any(self.enforce.shields(point) for point in self.touchpoints())
+
     def database(self) -> str | None:
         """The SQLAlchemy URL of the state; None where nothing is kept."""
         if self.storage == "sqlite":

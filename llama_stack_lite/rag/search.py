@@ -240,7 +240,7 @@ def _stores(connection: Connection, ids: Sequence[str]) -> list[Row[Any]]:
             raise NotFound("vector store", id, param="vector_store_id")
         days, active = found[id].expires_days, found[id].last_active_at
         if days and active + days * DAY < time.time():
-            raise InvalidRequest(f"vector store `{id}` has expired", param="vector_store_id")
+            raise InvalidRequest(f"vector store `{id}` has expired", param="vector_store_id", code="expired")
     return [found[id] for id in dict.fromkeys(ids)]
 
 
