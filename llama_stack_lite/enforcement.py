@@ -129,7 +129,7 @@ async def judged(
 
 async def _watch(stack: Stack, request: Sampling) -> Watch | None:
     """Who judges the request and its answer; None where nobody does."""
-    if stack.judge.enforced or request.guardrails:
+    if stack.judge.chatting or request.guardrails:
         return await stack.judge.watch(request.guardrails) or None
     return None
 

@@ -334,6 +334,8 @@ def test_the_answer_prompt_holds_the_results_since_the_last_question() -> None:
         ["\n"],
     )
     assert assisted.sentences(messages) == ["Ann runs it.", "Bob helps.", "It is big."]
+    found = conversation("[1] team.md — Who runs it\nAnn does.\n\n[2] size.md (page 3)\nIt is big.")
+    assert assisted.sentences(found) == ["Ann does.", "It is big."]
     prompt, _ = assisted.answer_prompt(messages, passage="Ann runs it.")
     assert prompt == "Context: Ann runs it.\n\nQuestion: Who runs it?\nAnswer:"
 

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from llama_stack_lite.api.safety import TOUCHPOINTS, Blocked, Touchpoint, Turn, Verdict
-from llama_stack_lite.config import Enforce
+from llama_stack_lite.config import Enforce, StackConfig
 from llama_stack_lite.errors import (
     ConfigError,
     GuardFailed,
@@ -305,6 +305,17 @@ def test_a_touchpoint_that_is_not_set_is_judged_as_what_it_resembles() -> None:
     own = Enforce(input=["a"], output=["b"], tool_call=["c"], tool_result=[], retrieval=["d"], upload=["e"])
     assert [own.shields(point) for point in TOUCHPOINTS] == [["a"], ["b"], ["c"], [], ["d"], ["e"]]
     assert not Enforce() and Enforce(output=["b"]) and Enforce(upload=["a"])
+
+
+def test_what_is_found_is_judged_only_where_something_can_be() -> None:
+    config = {"safety": {"a": {"provider": "canary"}}, "enforce": {"retrieval": ["a"], "upload": ["a"]}}
+    without = StackConfig.model_validate(config)
+    found = StackConfig.model_validate({**config, "vector_io": {"f": {"provider": "faiss"}}})
+    assert not without.enforced() and found.enforced() and without.enforce
+    for each, enforced in ((without, set()), (found, {"a"})):
+        judge = Judge(each.enforce, {}, points=each.touchpoints())
+        assert judge.enforced == enforced and judge.off == (not enforced)
+        assert not asyncio.run(judge.watch([]))  # nothing of a chat is judged
 
 
 @pytest.mark.parametrize("touchpoint", ["input", "output", "tool_call", "tool_result"])

@@ -31,7 +31,9 @@ BAD: list[tuple[dict[str, Any], str | None, str]] = [
     ({"input": [{"role": "user"}]}, "input[0].content", "required"),
     ({"input": part(type="input_audio")}, "input[0].content[0]", "`input_audio` is none of the types"),
     ({"input": part(type="input_text")}, "input[0].content[0].text", "required"),
-    ({"input": part(type="input_image", file_id="f")}, "input[0].content[0]", "`image_url` is missing"),
+    ({"input": part(type="input_image")}, "input[0].content[0]", "`image_url` is missing"),
+    ({"input": part(type="input_image", file_id="f")}, "input", "`files: {local: {provider: local}}`"),
+    ({"input": part(type="input_file", file_id="f")}, "input", "`files: {local: {provider: local}}`"),
     (
         {"input": part(type="input_file", file_url="http://x")},
         "input[0].content[0]",

@@ -1,12 +1,15 @@
 """Agents as the server has them: turns of clients, and of the background."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Self
 
 from starlette.types import ASGIApp
 
 from llama_stack_lite.api.inference import ChatChunk, ChatRequest
+from llama_stack_lite.api.responses import FileSearchTool
+from llama_stack_lite.api.tools import Tools
+from llama_stack_lite.errors import InvalidRequest
 from llama_stack_lite.plugins import load
 from llama_stack_lite.stack import Stack
 
@@ -38,6 +41,19 @@ class Agents:
     def colleague(self, turn: Turn, name: str) -> Colleague:
         """An agent as a tool of a turn."""
         return Colleague(turn, name=name, named=self.named, turns=self.turns)
+
+    def searches(self, turn: Turn, asked: Mapping[str, FileSearchTool]) -> Tools:
+        """What searches documents for a turn, by the places of the tools that ask for it in the request."""
+        if not self.stack.vector_io:
+            param = next(iter(asked))
+            raise InvalidRequest(
+                f"{param}: this distribution has no index for vector stores; its operator adds one under "
+                "`vector_io:`",
+                param=param,
+            )
+        kind = load("llama_stack_lite.rag.file_search:FileSearch", extra="documents")
+        found: Tools = kind(turn, asked)
+        return found
 
     async def cards(self) -> list[dict[str, Any]]:
         """Every agent as lists of models show it."""

@@ -170,6 +170,8 @@ async def carried_out(turn: Turn, planned: list[Planned]) -> AsyncGenerator[Even
 async def _made(turn: Turn, plan: Planned) -> ToolResult:
     """What came of a call; a shield may withhold it, from the model as from the client."""
     result = plan.result or await _called(turn, plan)
+    if result.judged:
+        return result
     said = "\n".join([result.text, *strings(result.details)])
     if said.strip() and (blocked := await judged(turn, said)):
         return ToolResult(text=blocked.refusal(), error=True)

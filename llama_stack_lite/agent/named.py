@@ -16,6 +16,7 @@ from llama_stack_lite.api.agents import (
 from llama_stack_lite.api.responses import (
     AgentTool,
     CodeInterpreterTool,
+    FileSearchTool,
     FunctionTool,
     MCPServer,
     ResponseRequest,
@@ -138,6 +139,8 @@ class Named:
                 )
         elif isinstance(tool, MCPServer) and tool.server_url is None:
             name = tool.server_label
+        elif isinstance(tool, FileSearchTool) and not self.stack.vector_io:
+            raise InvalidRequest(f"{param}: `file_search` needs an index under `vector_io:`", param=param)
         if not isinstance(tool, AgentTool) and name is not None and name not in self.stack.tools:
             raise NotFound("tool", name, self.stack.tools, param=param)
 

@@ -59,6 +59,8 @@ def _begun(told: list[Event]) -> dict[int, dict[str, Any]]:
             del items[place]
         elif event.type == "response.content_part.added":
             items[place]["content"][data["content_index"] :] = [data["part"]]
+        elif event.type == "response.output_text.annotation.added":
+            items[place]["content"][data["content_index"]]["annotations"].append(data["annotation"])
         elif event.type == "response.function_call_arguments.delta":
             items[place]["arguments"] += data["delta"]
         elif field := DELTAS.get(event.type):

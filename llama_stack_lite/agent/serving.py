@@ -1,4 +1,4 @@
-"""/mcp: the distribution as an MCP server, with its agents and the tools that its operator serves."""
+"""/mcp: the distribution as an MCP server: its agents, and the tools and documents that are served."""
 
 import asyncio
 import contextlib
@@ -22,9 +22,10 @@ from llama_stack_lite.api.agents import PREFIX
 from llama_stack_lite.api.ids import new_id
 from llama_stack_lite.api.inference import FunctionDefinition
 from llama_stack_lite.api.responses import ResponseRequest
-from llama_stack_lite.api.tools import ToolResult
+from llama_stack_lite.api.tools import ToolResult, Tools
 from llama_stack_lite.config import StackConfig
 from llama_stack_lite.errors import InvalidRequest, StackError
+from llama_stack_lite.plugins import load
 from llama_stack_lite.safety.texts import strings
 from llama_stack_lite.state import conversations
 
@@ -51,6 +52,10 @@ class Serving:
         self.named = named
         self.stack = turns.stack
         config = self.stack.config
+        self.searches: Tools | None = None
+        if config.mcp.vector_stores:
+            kind = load("llama_stack_lite.rag.file_search:StoreSearch", extra="documents")
+            self.searches = kind(self.stack)
         server: Server[Any] = Server(
             config.name,
             version=version("llama-stack-lite"),
@@ -106,8 +111,11 @@ class Serving:
         return {agent.name: offered(agent) for agent in agents if served is None or agent.name in served}
 
     async def _tools(self) -> dict[str, Offered]:
-        """The distribution's tools by the names they are served under: `entry__tool`."""
+        """The distribution's tools by the names they are served under: `entry__tool`, `search_store`."""
         found: dict[str, Offered] = {}
+        if self.searches:
+            for each in await self.searches.tools():
+                found[each.name] = Offered(each, each.name, self.searches, "search")
         for label in self.stack.config.mcp.tools:
             provider = self.stack.tools[label]
             try:
@@ -164,7 +172,11 @@ class Serving:
         except TimeoutError:
             return ToolResult(text="The tool did not answer in time.", error=True)
         text = "\n".join([result.text, *strings(result.details)])
-        if text.strip() and (blocked := await enforcement.judged(self.stack, "tool_result", text)):
+        if (
+            not result.judged
+            and text.strip()
+            and (blocked := await enforcement.judged(self.stack, "tool_result", text))
+        ):
             return ToolResult(text=blocked.refusal(), error=True)
         return result
 

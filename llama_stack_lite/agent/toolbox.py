@@ -12,9 +12,11 @@ from llama_stack_lite.api.ids import new_id
 from llama_stack_lite.api.inference import FunctionDefinition
 from llama_stack_lite.api.responses import (
     AgentTool,
+    AutoContainer,
     Call,
     CodeInterpreterTool,
     Event,
+    FileSearchTool,
     FunctionTool,
     Item,
     MCPApprovalRequestItem,
@@ -26,6 +28,7 @@ from llama_stack_lite.api.responses import (
     ResponseTool,
 )
 from llama_stack_lite.api.tools import ToolKind, ToolResult, Tools, digest
+from llama_stack_lite.container_files import supply
 from llama_stack_lite.errors import GuardFailed, InvalidRequest, NotFound, StackError, UpstreamError
 from llama_stack_lite.plugins import find
 from llama_stack_lite.safety.texts import strings
@@ -40,7 +43,6 @@ KINDS: dict[str, ToolKind] = {
     "web_search_preview": "web_search",
     "web_search_preview_2025_03_11": "web_search",
     "code_interpreter": "code_interpreter",
-    "file_search": "file_search",
 }
 CALLS = {"mcp_call", "web_search_call", "file_search_call", "code_interpreter_call"}
 
@@ -60,14 +62,19 @@ class Toolbox:
         self._servers: list[tuple[MCPServer, Tools]] = []
         self._hosted: list[tuple[str, Tools, str | None]] = []  # with the session, if it is not the turn's
         self._corrected = False
+        searches: dict[str, FileSearchTool] = {}
         for index, tool in enumerate(turn.request.tools):
             if isinstance(tool, MCPServer):
                 self._servers.append((tool, self._server(tool, f"tools[{index}]")))
             elif isinstance(tool, AgentTool):
                 self._hosted.append(("agents", turn.stack.agents.colleague(turn, tool.name), None))
+            elif isinstance(tool, FileSearchTool):
+                searches[f"tools[{index}]"] = tool
             elif not isinstance(tool, FunctionTool):
                 label, provider = self._provider(tool.type, tool.provider, f"tools[{index}]")
                 self._hosted.append((label, provider, _session(tool, provider, f"tools[{index}]")))
+        if searches:
+            self._hosted.append(("file_search", turn.stack.agents.searches(turn, searches), None))
 
     def _provider(self, type: str, wanted: str | None, param: str) -> tuple[str, Tools]:
         kind = KINDS[type]
@@ -122,10 +129,20 @@ class Toolbox:
 
     async def prepared(self) -> AsyncGenerator[Event, None]:
         """List what there is, then make the calls that have been approved since they were asked for."""
+        await self._supply()
         for part in (self.listed(), self._answered()):
             async with aclosing(part) as events:
                 async for event in events:
                     yield event
+
+    async def _supply(self) -> None:
+        """Put the files that the request names into the turn's container."""
+        for index, tool in enumerate(self.turn.request.tools):
+            if isinstance(tool, CodeInterpreterTool) and isinstance(tool.container, AutoContainer):
+                param = f"tools[{index}].container.file_ids"
+                _, provider = self._provider(tool.type, tool.provider, f"tools[{index}]")
+                if (names := tool.container.file_ids) and isinstance(provider, Containers):
+                    await supply(self.turn.stack, provider, self.turn.session, names, param=param)
 
     async def listed(self) -> AsyncGenerator[Event, None]:
         """List what there is, and offer it; nothing is called."""

@@ -40,9 +40,9 @@ from llama_stack_lite.state import archive, journal, prompts
 from llama_stack_lite.state.archive import Kept
 from llama_stack_lite.state.journal import LeaseLost, Record, Told
 
-from .compaction import opened
 from .failing import failure, told
 from .protocols import Journal, Tools
+from .reading import readable
 
 Ending = Literal["completed", "incomplete", "failed", "cancelled"]
 # what a chat's fields are called here
@@ -80,7 +80,7 @@ class Turn(Writing):
 
     async def blocked(self) -> Blocked | None:
         """What a shield finds in the request, before anything is done for it."""
-        if not (self.stack.judge.enforced or self.request.guardrails):
+        if not (self.stack.judge.chatting or self.request.guardrails):
             return None
         beside, guards = "\n".join(strings(self.request.tools)), self.request.guardrails
         if beside and (found := await enforcement.judged(self.stack, "input", beside, guardrails=guards)):
@@ -141,9 +141,9 @@ class Turn(Writing):
         """What the model is asked next."""
         offer = self.tools.offer if self.tools else {}
         model = self.agent and self.agent.model or self.response.model
-        return self.request.as_chat(model, self._messages(), used=self.used(), offer=offer)
+        return self.request.as_chat(model, self.messages(), used=self.used(), offer=offer)
 
-    def _messages(self) -> list[Message]:
+    def messages(self) -> list[Message]:
         system = [Message(role="system", content=self.system)] if self.system else []
         output = [item for place, item in enumerate(self.response.output) if place not in self.lost]
         said = [*self.before[self.dropped :], *output]
@@ -342,7 +342,7 @@ class Turns:
             stack=self.stack,
             request=request,
             response=kept.response,
-            before=opened(before) if any(item.type == "compaction" for item in before) else before,
+            before=await readable(self.stack, before) if any(item.indirect() for item in before) else before,
             session=kept.session,
             system=await self._system(request),
             journal=record,

@@ -15,12 +15,13 @@ class ToolResult(BaseModel):
     """What a tool answered: `text` is what the model reads, `error` says that the call failed.
 
     `details` are the fields that the call's item has beside it, such as `outputs` of code or the `sources`
-    of a search.
+    of a search. `judged` says that the shields of tools' results have judged all of it already.
     """
 
     text: str
     error: bool = False
     details: dict[str, Any] = {}
+    judged: bool = False
 
 
 class Tools(Protocol):

@@ -16,6 +16,7 @@ _TASK = (
     "You fill in the arguments of a function from the request of the user. Answer with JSON. "
     "Copy the words of the request."
 )
+_HEAD = re.compile(r"^\[\d+\] .*\n", re.MULTILINE)
 _SMALL_WORDS = {"the", "a", "is", "it", "yes", "of", "in", "at", "are", "was", "to"}
 _EXAMPLES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     (
@@ -98,8 +99,12 @@ def results(messages: Sequence[Message]) -> list[str]:
 
 
 def sentences(messages: Sequence[Message]) -> list[str]:
-    """The sentences and lines of the tool results, to find the one that answers the request."""
-    parts = (part.strip() for text in results(messages) for part in re.split(r"(?<=[.!?])\s+|\n+", text))
+    """The sentences and lines of the tool results, to find the one that answers the request.
+
+    Lines such as `[1] handbook.md` only say where a passage is from.
+    """
+    texts = (_HEAD.sub("", text) for text in results(messages))
+    parts = (part.strip() for text in texts for part in re.split(r"(?<=[.!?])\s+|\n+", text))
     return [part for part in parts if part]
 
 

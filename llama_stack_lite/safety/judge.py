@@ -17,6 +17,7 @@ from .normal import normalised
 
 log = logging.getLogger(__name__)
 
+OF_CHATS: tuple[Touchpoint, ...] = ("input", "output", "tool_call", "tool_result")
 REMEMBERED = 16_384  # turns that passed, by 20 bytes each
 VERDICTS = Counter(
     "llama_lite_guard_verdicts", "What shields said.", ["shield", "touchpoint", "verdict"]
@@ -39,10 +40,13 @@ class Heard:
 class Judge:
     """The shields that the distribution puts to work, and what they said before."""
 
-    def __init__(self, enforce: Enforce, shields: Mapping[str, Safety]) -> None:
+    def __init__(
+        self, enforce: Enforce, shields: Mapping[str, Safety], *, points: Iterable[Touchpoint] = OF_CHATS
+    ) -> None:
+        """`points` are the touchpoints that the distribution has any use for."""
         self.enforce = enforce
         self.shields = shields
-        points: tuple[Touchpoint, ...] = ("input", "output", "tool_call", "tool_result")
+        self.chatting = {name for point in OF_CHATS for name in enforce.shields(point)}
         self.enforced = {name for point in points for name in enforce.shields(point)}
         self.waiting: set[str] = set()  # those that could not judge when they were last asked
         self.off = not self.enforced  # whether anything leaves unjudged that could be judged
@@ -159,7 +163,7 @@ class Watch:
 
     def __bool__(self) -> bool:
         """Whether anything of a chat is judged."""
-        return bool(self.added or self.judge.enforced - self.judge.waiting)
+        return bool(self.added or self.judge.chatting - self.judge.waiting)
 
     async def blocked(
         self, touchpoint: Touchpoint, turns: list[Heard], *, unseen: str | None = None

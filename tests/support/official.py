@@ -18,10 +18,26 @@ OURS = {
     ("Response", "dropped_items"),
     ("ResponseFunctionWebSearch", "results"),  # OpenAI's `include` names it; its types do not
     ("McpApprovalRequest", "digest"),
+    ("FileSearchTool", "search_mode"),
+    ("FileSearchTool", "max_tokens"),
+    ("Result", "number"),  # of a `file_search_call`
+    ("Result", "chunk_id"),
+    ("Result", "headings"),
+    ("Result", "page"),
+    ("AnnotationFileCitation", "chunk_id"),
+    *(
+        ("VectorStore", name)
+        for name in ("description", "embedding_model", "embedding_dimension", "provider")
+    ),
+    *(("VectorStoreFile", name) for name in ("chunks", "progress")),
+    *(("VectorStoreSearchResponse", name) for name in ("chunk_id", "position", "headings", "page")),
+    ("OtherFileChunkingStrategyObject", "strategy"),
     ("ResponseFunctionCallArgumentsDoneEvent", "name"),  # earlier types have it
     ("Logprob", "bytes"),  # of a delta's, which the part's own logprobs have
     ("LogprobTopLogprob", "bytes"),
 }
+# events that tell the whole of what deltas have told
+WHOLE = {"output_text.done", "refusal.done", "reasoning_text.done", "function_call_arguments.done"}
 RAW = {"metadata", "input_schema", "parameters", "schema_", "variables", "filters"}
 
 
@@ -83,9 +99,22 @@ def told(found: list[dict[str, Any]]) -> dict[str, Any]:
     status = "failed" if final["status"] == "cancelled" else final["status"]
     assert found[-1]["type"] == f"response.{status}"
     assert {event["response"]["id"] for event in found if "response" in event} == {final["id"]}
+    _annotated(found)
     if final["status"] in ("completed", "incomplete"):
         assert _rebuilt(found) == final["output"]
     return final
+
+
+def _annotated(found: list[dict[str, Any]]) -> None:
+    """The annotations of each text that are told one by one are those of the whole part."""
+    noted: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for event in found:
+        place = (event.get("item_id", ""), event.get("content_index", 0))
+        if event["type"] == "response.output_text.annotation.added":
+            noted.setdefault(place, []).append(event["annotation"])
+            assert event["annotation_index"] == len(noted[place]) - 1
+        elif event["type"] == "response.content_part.done":
+            assert event["part"].get("annotations", []) == noted.get(place, []), event
 
 
 def _rebuilt(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,7 +134,7 @@ def _rebuilt(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
             assert output[event["output_index"]]["id"] == event["item_id"]
         if kind.endswith(".delta"):
             grown[place] = grown.get(place, "") + event["delta"]
-        elif kind.split(".")[0] in ("output_text", "refusal", "reasoning_text", "function_call_arguments"):
+        elif kind in WHOLE:
             said = [event[key] for key in ("text", "refusal", "arguments") if key in event]
             assert said == [grown.get(place, "")], event
     return output

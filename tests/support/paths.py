@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ForwardRef, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, SecretStr
 from typing_extensions import is_typeddict
@@ -26,6 +26,8 @@ def paths(kind: Any, way: str = "") -> Iterator[str]:
         yield f"{way}{{}}"
     elif _is_object(kind):
         yield from _object(kind, f"{way}." if way else "")
+    elif isinstance(kind, str | ForwardRef):
+        return  # a type within itself, whose places are known
     elif kind in (str, Any):
         yield way
     else:

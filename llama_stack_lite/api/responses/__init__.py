@@ -46,6 +46,7 @@ from .speech import Call, Speech
 from .tools import (
     AgentTool,
     AllowedChoice,
+    AutoContainer,
     CodeInterpreterTool,
     FileSearchTool,
     FunctionTool,
@@ -61,6 +62,7 @@ from .writing import Writing
 
 __all__ = [
     "AgentTool",
+    "AutoContainer",
     "AllowedChoice",
     "Call",
     "CodeInterpreterItem",

@@ -31,9 +31,15 @@ class InputImage(Nullable):
 
     @model_validator(mode="after")
     def _here(self) -> Self:
-        if not self.image_url:
-            raise ValueError("`image_url` is missing: a web address, or the image itself as a `data:` URL")
+        if not (self.image_url or self.file_id):
+            raise ValueError(
+                "`image_url` is missing: a web address, or the image itself as a `data:` URL; or `file_id`"
+            )
         return self
+
+    def indirect(self) -> bool:
+        """Whether it has to be read before a model can see it."""
+        return not self.image_url
 
     def part(self) -> Part:
         detail = "auto" if self.detail == "original" else self.detail
@@ -49,9 +55,12 @@ class InputFile(Nullable):
 
     @model_validator(mode="after")
     def _here(self) -> Self:
-        if not self.file_data:
-            raise ValueError("`file_data` is missing: the file itself as a `data:` URL")
+        if not (self.file_data or self.file_id):
+            raise ValueError("`file_data` is missing: the file itself as a `data:` URL; or `file_id`")
         return self
+
+    def indirect(self) -> bool:
+        return True
 
     def part(self) -> Part:
         file = {"file_data": self.file_data, "filename": self.filename}

@@ -1,7 +1,7 @@
 """Items: what a response is given and what it makes, each of which can say itself as chat messages."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from llama_stack_lite.api.ids import new_id, well_formed
 from llama_stack_lite.api.inference import FunctionCall, Message, Nullable, TextPart, ToolCall, Wire, sparse
 
-from .content import Content, InputContent, OutputRefusal
+from .content import Content, InputContent, InputFile, InputImage, OutputRefusal
 
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 
@@ -34,6 +34,14 @@ class Identified(Nullable):
                 "an id has 1 to 64 letters, digits, `_`, `-`, `.` or `:`; leave it out, and one is made"
             )
         return data
+
+    def indirect(self) -> bool:
+        """Whether a model reads something else than what is written here."""
+        return False
+
+
+def _indirect(parts: str | Sequence[Content]) -> bool:
+    return any(isinstance(part, InputImage | InputFile) and part.indirect() for part in parts)
 
 
 class MessageItem(Identified):
@@ -62,6 +70,9 @@ class MessageItem(Identified):
             return [Message(role="assistant", content=text, refusal="".join(refusals) or None)]
         return [Message(role=self.role, content=parts)]
 
+    def indirect(self) -> bool:
+        return _indirect(self.content)
+
 
 class FunctionCallItem(Identified):
     """A call that the client answers with a `function_call_output`."""
@@ -87,6 +98,9 @@ class FunctionCallOutputItem(Identified):
     def messages(self) -> list[Message]:
         output = self.output if isinstance(self.output, str) else [part.part() for part in self.output]
         return [Message(role="tool", tool_call_id=self.call_id, content=output)]
+
+    def indirect(self) -> bool:
+        return _indirect(self.output)
 
 
 class ReasoningText(Nullable):
@@ -198,7 +212,21 @@ class FileSearchItem(Identified):
 
     def messages(self) -> list[Message]:
         query = json.dumps({"query": " ".join(self.queries)}, ensure_ascii=False)
-        return _called(self.id, "file_search", query, _results(self.results))
+        return _called(self.id, "file_search", query, self.text())
+
+    def numbered(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The passages by the numbers that the model cites them by."""
+        for place, each in enumerate(self.results or [], 1):
+            if each.get("file_id"):
+                number = each.get("number")
+                yield number if isinstance(number, int) else place, each
+
+    def text(self) -> str:
+        """What was found, as the model reads it."""
+        passages = [_passage(number, each) for number, each in self.numbered()]
+        if passages or self.results is None:
+            return "\n\n".join(passages)
+        return "\n".join(str(each.get("text") or "") for each in self.results) or "Nothing was found."
 
 
 class CodeInterpreterItem(Identified):
@@ -225,6 +253,9 @@ class CompactionItem(Identified):
     def messages(self) -> list[Message]:
         return []  # the server opens it first
 
+    def indirect(self) -> bool:
+        return True
+
 
 class ItemReference(Nullable):
     """An item that the server has already, by its id."""
@@ -234,6 +265,9 @@ class ItemReference(Nullable):
 
     def messages(self) -> list[Message]:
         return []  # the server finds it first
+
+    def indirect(self) -> bool:
+        return False  # by then it is found
 
 
 def _calling(call_id: str, name: str, arguments: str) -> Message:
@@ -253,12 +287,21 @@ def _said(error: str | dict[str, Any] | None) -> str:
 
 
 def _results(results: list[dict[str, Any]] | None) -> str:
-    """What was found, as the model read it."""
+    """What was found on the web, as the model read it."""
     return "\n\n".join(
-        f"[{number}] {each.get('title') or each.get('filename') or ''} {each.get('url') or ''}\n"
+        f"[{number}] {each.get('title') or ''} {each.get('url') or ''}\n"
         f"{each.get('snippet') or each.get('text') or ''}"
         for number, each in enumerate(results or [], 1)
     )
+
+
+def _passage(number: int, result: dict[str, Any]) -> str:
+    """A passage under a line that says where it stands."""
+    headings = result.get("headings")
+    path = " > ".join(map(str, headings)) if isinstance(headings, list) else ""
+    page = f" (page {result['page']})" if result.get("page") else ""
+    head = " — ".join(part for part in (str(result.get("filename") or ""), path) if part)
+    return f"[{number}] {head}{page}\n{result.get('text') or ''}"
 
 
 def _kind(value: Any) -> str | None:

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_serializer, model_validator
 
 from llama_stack_lite.api.inference import FunctionDefinition, Wire, sparse
+from llama_stack_lite.api.vector_stores import Filter, RankingOptions, Search, SearchMode
 
 Label = Annotated[str, Field(pattern=r"^[a-zA-Z][a-zA-Z0-9_-]{0,63}$")]
 
@@ -84,12 +85,30 @@ class WebSearchTool(Wire):
 
 
 class FileSearchTool(Wire):
+    """A search of vector stores, each by its id or its name; the last four fields are this server's own."""
+
     type: Literal["file_search"]
-    vector_store_ids: list[str] = Field(min_length=1)
+    vector_store_ids: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
+        min_length=1, max_length=16
+    )
     max_num_results: int | None = Field(None, ge=1, le=50)
-    filters: dict[str, Any] | None = sparse()
-    ranking_options: dict[str, Any] | None = sparse()
-    provider: str | None = sparse()
+    filters: Filter | None = sparse()
+    ranking_options: RankingOptions | None = sparse()
+    search_mode: SearchMode | None = sparse()
+    rewrite_query: bool | None = sparse()
+    window: Annotated[int, Field(ge=0, le=10)] | None = sparse()
+    max_tokens: Annotated[int, Field(ge=1)] | None = sparse()  # of what was found, for the model to read
+
+    @field_serializer("ranking_options")
+    def _as_said(self, options: RankingOptions | None) -> dict[str, Any] | None:
+        """Only what the request says: OpenAI's types know no more than some of it."""
+        return None if options is None else options.model_dump(exclude_unset=True)
+
+    def search(self, guardrails: list[str]) -> Search:
+        """The search that a call of the tool makes."""
+        same = Search.model_fields.keys() & FileSearchTool.model_fields
+        said = {name: value for name in same if (value := getattr(self, name)) is not None}
+        return Search(**said, guardrails=guardrails)
 
 
 class AutoContainer(Wire):

@@ -1,6 +1,6 @@
 """A response as it is written: its items grow, and OpenAI's events tell of each change."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,12 +23,14 @@ from .response import Event, Response
 class Writing:
     """The response so far; `number` is that of the next event, and there is no gap between two.
 
-    A message or a thought grows until something else is said; calls of functions grow side by side.
+    A message or a thought grows until something else is said; calls of functions grow side by side. `cite`
+    says of a whole text what it is taken from, as annotations.
     """
 
     request: ResponseRequest
     response: Response
     number: int = 0
+    cite: Callable[[str], list[dict[str, Any]]] | None = None
     _place: int | None = field(default=None, init=False)  # of the item that grows
 
     def event(self, type: str, **data: Any) -> Event:
@@ -100,6 +102,7 @@ class Writing:
     def _part_closed(self) -> Iterator[Event]:
         place, part = len(self._item.content) - 1, self._item.content[-1]
         if isinstance(part, OutputText):
+            yield from self._annotated(part, place)
             said = {"text": part.text, "logprobs": part.logprobs}
             yield self._tell("output_text.done", content_index=place, **said)
         elif isinstance(part, OutputRefusal):
@@ -107,6 +110,13 @@ class Writing:
         else:
             yield self._tell("reasoning_text.done", content_index=place, text=part.text)
         yield self._tell("content_part.done", content_index=place, part=part.model_dump())
+
+    def _annotated(self, part: OutputText, place: int) -> Iterator[Event]:
+        """Tell where the text of a part is from; some of it may have been told before a server stopped."""
+        known, part.annotations = len(part.annotations), self.cite(part.text) if self.cite else []
+        for number, each in list(enumerate(part.annotations))[known:]:
+            told = {"content_index": place, "annotation_index": number, "annotation": each}
+            yield self._tell("output_text.annotation.added", **told)
 
     def _open(self, item: Item) -> Iterator[Event]:
         yield from self.closed()
