@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from llama_stack_lite import cli
+from tests.support.documents import pdf
 from tests.support.serving import Running
 
 ROOT = Path(__file__).parent.parent
@@ -32,8 +33,18 @@ def each(*languages: str) -> list[object]:
 @pytest.mark.parametrize("source", each("python"))
 def test_python_runs(starter: Running, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    _write_manuals(tmp_path / "manuals")
     source = source.replace("http://127.0.0.1:8321", starter.url)
     exec(compile(source, "<docs>", "exec"), {"__name__": "docs"})  # noqa: S102 - our own documentation
+
+
+def _write_manuals(folder: Path) -> None:
+    """The folder of PDFs that a page works with."""
+    folder.mkdir()
+    coffee = ["Descaling the coffee machine", "Fill the tank with vinegar and water, and run it twice."]
+    kettle = ["The kettle", "The kettle boils a litre of water in three minutes."]
+    for name, lines in (("coffee", coffee), ("kettle", kettle)):
+        (folder / f"{name}.pdf").write_bytes(pdf(lines))
 
 
 @pytest.mark.parametrize("source", each("yaml"))

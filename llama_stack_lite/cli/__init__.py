@@ -17,6 +17,8 @@ EXIT_INTERRUPT = 130  # 128 + SIGINT, as shells count
 COMMANDS = {
     "run": ("run:run", "Serve a distribution behind the OpenAI API."),
     "chat": ("chat:chat", "Talk to a model, here or on a running server."),
+    "ingest": ("documents:ingest", "Put files and folders into a vector store."),
+    "search": ("documents:search", "Find passages in a vector store."),
     "connect": ("connect:connect", "Print the settings that point another program at a server."),
     "pull": ("models:pull", "Download models."),
     "models": ("models:models", "List, show, quantize and remove models."),

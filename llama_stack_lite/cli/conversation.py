@@ -109,6 +109,17 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
             yield line
 
 
+async def post(client: httpx.AsyncClient, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """What the server answers; raises `StackError` with its own message."""
+    try:
+        response = await client.post(path, json=body)
+        await check(response)
+        answer: dict[str, Any] = response.json()
+        return answer
+    except httpx.HTTPError as error:
+        raise unreachable(client, error) from error
+
+
 async def models(client: httpx.AsyncClient) -> list[dict[str, Any]]:
     """The server's chat models as it lists them; a server that tells no kinds serves chat models."""
     try:

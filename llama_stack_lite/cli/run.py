@@ -99,7 +99,7 @@ def _guarded(config: StackConfig, *, no_guard: bool) -> StackConfig:
     """The distribution as it is enforced; nothing is judged only where somebody said so in so many words."""
     if no_guard:
         return config.model_copy(update={"enforce": configuration.Enforce()})
-    if not config.enforce:
+    if not config.enforced():
         raise ConfigError(
             "enforce: this distribution judges nothing that models are asked or answer: name shields there "
             "(docs/safety.md), or pass --no-guard to serve without any"
@@ -191,7 +191,7 @@ def _banner(config: StackConfig, app: FastAPI, port: int) -> list[str]:
 
 def _safety(config: StackConfig, stack: Stack) -> str:
     """Which shields judge what; `off` where one that should waits for its model, or there is none."""
-    if not config.enforce:
+    if not config.enforced():
         return "off (--no-guard): nothing is judged"
     points = {point: config.enforce.shields(point) for point in ("input", "output")}
     said = ", ".join(f"{point} by {' and '.join(names)}" for point, names in points.items() if names)
