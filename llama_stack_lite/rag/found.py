@@ -1,9 +1,19 @@
-"""What a search has found, before it is told."""
+"""What a search finds, as the database has it."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Row, func, select
+
+from llama_stack_lite.state.tables import chunks, documents
+
+CHUNK = select(
+    *(chunks.c[name] for name in ("key", "document", "position", "text", "headings", "page")),
+    *(documents.c[name] for name in ("id", "raw", "filename", "attributes")),
+).join(documents, chunks.c.document == documents.c.key)
+
+INDEXED = documents.c.store, documents.c.status
+UNINDEXED = tuple(func.coalesce(column, "") for column in INDEXED)  # or SQLite begins with all that there are
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,28 +30,23 @@ from llama_stack_lite.state.store import Store
 from llama_stack_lite.state.tables import chunks, documents, vector_stores
 
 from .filters import condition
-from .found import Found
+from .found import CHUNK, INDEXED, UNINDEXED, Found
 from .reranking import ranker, reranked
 from .rewriting import rewritten
 from .showing import around, judged
 from .unspaced import foreign
 
 DAY = 86_400  # seconds
-DEPTH = 50  # hits by vectors, and by words, that are fused at least
+DEPTH = 30  # hits by vectors, and by words, that are fused at least
 RRF = 5  # from which rank on the next is worth little less; benchmarks/rag.py
 CANDIDATES = 20  # hits that a model ranks again
 LONGEST = 64  # different words of a query
 LONGEST_WORD = 128  # characters
 MOST_ROWS = 3000  # chunks that are looked at for their words, about
-CHOSEN = 100  # of those, that are scored
+CHOSEN = 60  # of those, that are scored
 RAREST = 8  # words of a query that choose them
 TOGETHER = 3  # how much more often words stand together than they would by chance
 COMMON = 500  # chunks with a word from which on their number is remembered
-
-CHUNK = select(
-    *(chunks.c[name] for name in ("key", "document", "position", "text", "headings", "page")),
-    *(documents.c[name] for name in ("id", "raw", "filename", "attributes")),
-).join(documents, chunks.c.document == documents.c.key)
 
 WORD = re.compile(r"[^\W_]+")
 # where a name that programmers write falls apart: `parseHTML5Doc` into parse, HTML5, Doc
@@ -210,23 +205,24 @@ class Seeker:
                 fused[key] = fused.get(key, 0.0) + share * part
         return {key: min(1.0, score) for key, score in fused.items()}
 
-    def _may(self) -> ColumnElement[bool]:
+    def _may(self, store: Any, status: Any) -> ColumnElement[bool]:
         """What a document must be for its chunks to be found."""
         filters = [condition(self.asked.filters)] if self.asked.filters else []
-        return and_(documents.c.store == self.store.id, documents.c.status == "completed", *filters)
+        return and_(store == self.store.id, status == "completed", *filters)
 
     def _shown(
         self, connection: Connection, lists: dict[SearchMode, dict[int, float]]
     ) -> dict[int, Row[Any]]:
         keys = {key for ranked in lists.values() for key in ranked}
-        return {row.key: row for row in connection.execute(CHUNK.where(chunks.c.key.in_(keys), self._may()))}
+        query = CHUNK.where(chunks.c.key.in_(keys), self._may(*UNINDEXED))
+        return {row.key: row for row in connection.execute(query)}
 
     def _all(self, connection: Connection) -> list[int]:
         joined = chunks.join(documents, chunks.c.document == documents.c.key)
-        return list(connection.scalars(select(chunks.c.key).select_from(joined).where(self._may())))
+        return list(connection.scalars(select(chunks.c.key).select_from(joined).where(self._may(*INDEXED))))
 
     def _listed(self, connection: Connection) -> list[Row[Any]]:
-        query = CHUNK.where(self._may()).order_by(chunks.c.key).limit(self.asked.max_num_results)
+        query = CHUNK.where(self._may(*INDEXED)).order_by(chunks.c.key).limit(self.asked.max_num_results)
         return list(connection.execute(query))
 
 
