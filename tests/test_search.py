@@ -242,7 +242,7 @@ def near_to(chunk: Chunk) -> list[float]:
 
 
 def test_ranks_are_fused_with_the_weights_that_are_asked_for(config: StackConfig) -> None:
-    chunks = corpus(60)
+    chunks = corpus(28)
     vector = near_to(chunks[3])
 
     async def scenario() -> None:
