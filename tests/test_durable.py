@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import random
 import secrets
 import signal
@@ -19,8 +20,8 @@ from tests.support.durable import ENDED, TOOLS, Follower, Load, Server
 from tests.support.planner import marks
 from tests.support.postgres import postgres
 
-KILLS = 60
-REPLICA_KILLS = 16
+KILLS = int(os.environ.get("LLAMA_LITE_KILLS", "24"))
+REPLICA_KILLS = max(4, KILLS // 4)
 
 
 async def killed(load: Load, servers: list[Server], times: int, chance: random.Random) -> list[float]:

@@ -23,6 +23,7 @@ THERE: dict[str, Any] = {
     "/v1/responses": {"model": "test/scripted", "input": "hi"},
     "/v1/conversations": {"items": [{"role": "user", "content": "hi"}]},
     "/v1/prompts": {"prompt": "Answer {{name}}.", "variables": ["name"]},
+    "/v1/vector_stores": {"name": "texts"},
 }
 KNOWN: dict[str, str] = {}
 
@@ -40,7 +41,11 @@ def schema(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     safety = {"bird": {"provider": "canary"}}
     tools = {"sums": {"provider": "tests.support.responding:Sums"}}
     storage = f"sqlite:///{tmp_path_factory.mktemp('state')}/state.db"
-    sections = {"inference": inference, "safety": safety, "tools": tools, "storage": storage}
+    sections: dict[str, Any] = {"inference": inference, "safety": safety, "tools": tools, "storage": storage}
+    folder = tmp_path_factory.mktemp("documents")
+    sections["files"] = {"disk": {"provider": "local", "folder": str(folder / "files")}}
+    sections["vector_io"] = {"faiss": {"provider": "faiss", "folder": str(folder / "vectors")}}
+    sections["defaults"] = {"embedding_model": "test/vectors"}
     with serve(StackConfig.model_validate(sections)) as running:
         for path, body in THERE.items():
             made = httpx.post(f"{running.url}{path}", json=body)
@@ -55,7 +60,8 @@ def test_the_description_is_valid(schema: Any) -> None:
     paths = {operation.ok().path for operation in schema.get_all_operations()}
     chat = {"/v1/chat/completions", "/v1/completions", "/v1/messages"}
     kept = {"/v1/responses", "/v1/responses/{response_id}", "/v1/conversations", "/v1/prompts"}
-    assert chat | kept | {"/v1/embeddings", "/v1/models"} <= paths
+    found = {"/v1/files", "/v1/vector_stores", "/v1/vector_stores/{vector_store_id}/search"}
+    assert chat | kept | found | {"/v1/embeddings", "/v1/models"} <= paths
 
 
 def aimed(case: Any, model: str) -> Any:
@@ -86,7 +92,7 @@ def test_two_thousand_requests_and_no_5xx(schema: Any) -> None:
         strategies = [good, st.builds(aimed, good, MODELS)]
         if operation.body or operation.path_parameters:
             strategies.append(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
-        many = 120 if operation.body else 30
+        many = 60 if operation.body else 20
 
         @settings(
             max_examples=many,
