@@ -16,6 +16,7 @@ from llama_stack_lite.config import StackConfig
 from llama_stack_lite.rag.search import words
 from llama_stack_lite.server import create_app
 from tests.support.databases import database
+from tests.support.tiny import write_llama
 
 BACKENDS = ["faiss-sqlite", "faiss-postgresql", "pgvector-postgresql", "qdrant-sqlite"]
 # every index passes its own conformance suite with as many vectors: with texts too, one does in each run
@@ -270,12 +271,11 @@ def test_ranks_are_fused_with_the_weights_that_are_asked_for(config: StackConfig
                 best = dict(sorted(fused.items(), key=lambda each: -each[1]))
                 same(found, best, 10)
             found = await query(http, store, query="ocean", embedding=vector, max_num_results=50)
-            ranks = {id: rank for rank, id in enumerate(lists["vector"])}
             first = next(iter(lists["vector"]))
             assert dict(found)[first] >= 0.5
             assert all(0 <= score <= 1 for _, score in found)
-            only = [id for id, _ in found if id not in lists["keyword"]]
-            assert only == sorted(only, key=lambda id: ranks[id])
+            only = [lists["vector"][id] for id, _ in found if id not in lists["keyword"]]
+            assert only == sorted(only, reverse=True)
 
     asyncio.run(scenario())
 
@@ -372,7 +372,7 @@ def test_many_write_and_search_at_once(config: StackConfig) -> None:
     asyncio.run(scenario())
 
 
-def test_the_threshold_and_the_neighbours(config: StackConfig) -> None:
+def test_the_threshold(config: StackConfig) -> None:
     chunks = corpus(30)
 
     async def scenario() -> None:
@@ -411,3 +411,141 @@ def test_ten_thousand_chunks(backend: str, tmp_path: Path) -> None:
 
     with database(kind, tmp_path) as url:
         asyncio.run(scenario(configured(provider, url, tmp_path)))
+
+
+GUARD: dict[str, Any] = {"bird": {"provider": "canary", "words": ["goldfinch"]}}
+BIRDS: list[Chunk] = [
+    {"chunk_id": "plain", "content": "storks nest on roofs"},
+    {"chunk_id": "text", "content": "a goldfinch nests in trees"},
+    {"chunk_id": "attribute", "content": "owls nest in barns", "metadata": {"by": "Goldfinch & Sons"}},
+]
+
+
+@pytest.mark.parametrize("enforced", [True, False])
+def test_what_a_shield_flags_is_not_found(enforced: bool, tmp_path: Path) -> None:
+    config = configured("faiss", f"sqlite:///{tmp_path}/state.db", tmp_path).model_dump()
+    guarded = config | {
+        "safety": GUARD,
+        "enforce": {"retrieval": ["bird"] if enforced else [], "upload": []},
+    }
+    asked: dict[str, Any] = {} if enforced else {"guardrails": ["bird"]}
+
+    async def scenario() -> None:
+        async with serving(StackConfig.model_validate(guarded)) as http:
+            store = await made(http, BIRDS)
+            for mode in ("vector", "keyword", "hybrid"):
+                found = await query(http, store, query="what nests where", search_mode=mode, **asked)
+                assert [id for id, _ in found] == ["plain"]
+                page = await posted(
+                    http, f"/v1/vector_stores/{store}/search", query="nests", search_mode=mode, **asked
+                )
+                assert [hit["chunk_id"] for hit in page["data"]] == ["plain"]
+            assert [id for id, _ in await query(http, store, **asked)] == ["plain"]
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_found_where_a_shield_cannot_judge(tmp_path: Path) -> None:
+    config = configured("faiss", f"sqlite:///{tmp_path}/state.db", tmp_path).model_dump()
+    broken = {"bird": {"provider": "canary", "words": ["leave"], "fault": "error"}}
+    guarded = config | {"safety": broken, "enforce": {"retrieval": ["bird"], "upload": []}}
+
+    async def scenario() -> None:
+        async with serving(StackConfig.model_validate(guarded)) as http:
+            store = await made(http, BIRDS)
+            reply = await http.post(f"/v1/vector_stores/{store}/search", json={"query": "nests"})
+            assert reply.status_code == 503 and reply.json()["error"]["code"] == "guard_unavailable"
+
+    asyncio.run(scenario())
+
+
+# ------------------------------------------------------------ what a search may ask for besides
+
+
+def extended(tmp_path: Path, **inference: Any) -> StackConfig:
+    """A stack with more models than one that embeds, and files."""
+    config = configured("faiss", f"sqlite:///{tmp_path}/state.db", tmp_path).model_dump()
+    config["inference"]["test"] |= inference.pop("test", {})
+    config["inference"] |= inference
+    config["files"] = {"disk": {"provider": "local", "folder": str(tmp_path / "files")}}
+    return StackConfig.model_validate(config)
+
+
+def test_a_model_made_for_it_ranks_what_was_found(tmp_path: Path) -> None:
+    config = extended(tmp_path, test={"rerank_models": ["ranker"]})
+    options = {"ranker": "test/ranker", "score_threshold": 0.3}
+
+    async def scenario() -> None:
+        async with serving(config) as http:
+            store = await made(http, BIRDS)
+            found = await query(http, store, query="owls in barns", ranking_options=options)
+            assert found == [("attribute", 1.0), ("text", pytest.approx(1 / 3))]
+            for wrong in ("test/embedder", "test/nobody"):
+                body = {"query": "owls", "ranking_options": {"ranker": wrong}}
+                reply = await http.post(f"/v1/vector_stores/{store}/search", json=body)
+                assert reply.status_code in (400, 404), reply.text
+            for fine in ("none", "auto", "default-2024-11-15"):
+                assert len(await query(http, store, query="owls", ranking_options={"ranker": fine})) == 3
+
+    asyncio.run(scenario())
+
+
+def test_a_chat_model_ranks_by_how_sure_it_is(tmp_path: Path) -> None:
+    tiny = write_llama(tmp_path / "tiny.gguf")
+    card = {"id": "tiny", "files": [{"name": tiny.name, "sources": [f"file:{tiny}"]}]}
+    local = {"provider": "llama-cpp", "models": [card], "slots": 2}
+
+    async def scenario() -> None:
+        async with serving(extended(tmp_path, local=local)) as http:
+            store = await made(http, BIRDS)
+            asked = {"query": "owls in barns", "ranking_options": {"ranker": "local/tiny"}}
+            found = await query(http, store, **asked)
+            scores = [score for _, score in found]
+            assert len(found) == 3 and scores == sorted(scores, reverse=True)
+            assert all(0 <= score <= 1 for score in scores)
+            assert found == await query(http, store, **asked)
+
+    asyncio.run(scenario())
+
+
+def test_a_query_is_rewritten_by_the_chat_model(tmp_path: Path) -> None:
+    config = extended(tmp_path, test={"replies": ['"owls barns"\nas you asked', ""]})
+    config.defaults.model = "test/scripted"
+
+    async def scenario() -> None:
+        async with serving(config) as http:
+            store = await made(http, BIRDS)
+            body = {"query": "Could you please tell me about owls?", "rewrite_query": True}
+            path = f"/v1/vector_stores/{store}/search"
+            assert (await posted(http, path, **body))["search_query"] == ["owls barns"]
+            assert (await posted(http, path, **body))["search_query"] == [body["query"]]
+
+    asyncio.run(scenario())
+
+
+def test_the_neighbours_of_a_hit_are_told_with_it(tmp_path: Path) -> None:
+    said = [f"{word}{number}" for number in range(6) for word in VOCABULARY]
+
+    async def scenario() -> None:
+        async with serving(extended(tmp_path)) as http:
+            upload = {"file": ("trees.txt", " ".join(said).encode())}
+            file = (await http.post("/v1/files", files=upload, data={"purpose": "assistants"})).json()["id"]
+            sizes = {"max_chunk_size_tokens": 16, "chunk_overlap_tokens": 0}
+            strategy = {"type": "static", "static": sizes}
+            store = await made(http, [{"content": "zebra", "chunk_id": "other"}])
+            await posted(http, f"/v1/vector_stores/{store}/files", file_id=file, chunking_strategy=strategy)
+            for _ in range(400):
+                if (await http.get(f"/v1/vector_stores/{store}")).json()["status"] == "completed":
+                    break
+                await asyncio.sleep(0.05)
+            path = f"/v1/vector_stores/{store}/search"
+            asked = {"query": "cedar3", "search_mode": "keyword"}
+            alone = (await posted(http, path, **asked))["data"][0]
+            around = (await posted(http, path, window=1, **asked))["data"][0]
+            texts = [part["text"] for part in around["content"]]
+            assert alone["content"] == [around["content"][1]] and len(texts) == 3
+            told = " ".join(texts).split()
+            assert told == said[said.index(told[0]) :][: len(told)] and "cedar3" in texts[1]
+            assert alone["chunk_id"] == f"{file}:{alone['position']}" and alone["filename"] == "trees.txt"
+
+    asyncio.run(scenario())
