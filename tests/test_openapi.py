@@ -92,7 +92,7 @@ def test_two_thousand_requests_and_no_5xx(schema: Any) -> None:
         strategies = [good, st.builds(aimed, good, MODELS)]
         if operation.body or operation.path_parameters:
             strategies.append(operation.as_strategy(generation_mode=GenerationMode.NEGATIVE))
-        many = 60 if operation.body else 20
+        many = 50 if operation.body else 15
 
         @settings(
             max_examples=many,
