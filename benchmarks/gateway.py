@@ -11,10 +11,8 @@ process of its own, and this one makes the load. Rounds are interleaved; a figur
 import argparse
 import asyncio
 import json
-import os
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +21,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from benchmarks.support import Figures, machine
+from benchmarks.support import Figures, launched, machine
 from benchmarks.upstream import LOOPBACK, process, run_aiohttp, run_httpx, run_upstream
 
 MODEL = "bench/echo"
@@ -42,24 +40,8 @@ def ours(upstream: str) -> Iterator[str]:
         file.write_text(
             f"inference: {{bench: {{provider: openai, base_url: '{upstream}'}}}}\n", encoding="utf-8"
         )
-        command = [sys.executable, "-c", "from llama_stack_lite.cli import main; main()"]
-        child = subprocess.Popen(
-            [*command, "run", str(file), "--no-guard", "--port", "0", "--log-level", "error"],
-            env=os.environ | {"LLAMA_LITE_HOME": folder, "NO_PROXY": "*"},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert child.stdout
-            for line in child.stdout:
-                if line.startswith("export OPENAI_BASE_URL="):
-                    yield line.strip().partition("=")[2]
-                    break
-            else:
-                raise RuntimeError("llama-lite did not start")
-        finally:
-            child.kill()
-            child.communicate()
+        with launched(file, env={"LLAMA_LITE_HOME": folder, "NO_PROXY": "*"}) as (url, _):
+            yield url
 
 
 class Client(asyncio.Protocol):

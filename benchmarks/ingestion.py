@@ -10,7 +10,6 @@ Both with the starter's models and real documents: at most `--files` of them bel
 import argparse
 import asyncio
 import json
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 import aiohttp
 from sqlalchemy import select
 
-from benchmarks.support import Answer, Server, child, gaps, machine, percentile, table, user
+from benchmarks.support import Answer, Server, gaps, launched, machine, percentile, table, user
 from llama_stack_lite.config import load
 from llama_stack_lite.rag.embedding import BATCH
 from llama_stack_lite.stack import Stack
@@ -90,15 +89,8 @@ class Client:
 def served(folder: Path, extra: Sequence[str]) -> Iterator[str]:
     """The starter as a process of its own; its address."""
     chosen = [part for each in [*settings(folder), *extra] for part in ("--set", each)]
-    code = "from llama_stack_lite.cli import main; main()"
-    command = [sys.executable, "-c", code, "run", "starter", "--offline", "--no-guard", "--port", "0"]
-    with child([*command, *chosen, "--log-level", "error"], output=-1) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("export OPENAI_BASE_URL="):
-                yield line.strip().partition("=")[2]
-                return
-        raise SystemExit("llama-lite did not start")
+    with launched("starter", "--offline", *chosen) as (url, _):
+        yield url
 
 
 # ---------------------------------------------------------------- how fast

@@ -29,7 +29,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.support import child, machine, table
+from benchmarks.support import LITE, launched, machine, table
 
 PACKAGE = "python3.11-doc"
 HTML = Path("usr/share/doc/python3.11/html")
@@ -42,7 +42,6 @@ DEPTH = 10  # hits that are looked at
 CUT = 0.6  # the part of a passage's words that counts where its chunk ends within it
 FLIPS = 10_000
 QUICK = 300  # documents
-LITE = [sys.executable, "-c", "from llama_stack_lite.cli import main; main()"]
 MODELS = Path.home() / ".cache" / "llama-lite-tests" / "models"
 
 KINDS = ("paraphrase", "keyword", "howto", "fact")
@@ -137,14 +136,8 @@ def server(home: Path) -> Iterator[str]:
     if MODELS.is_dir() and not (home / "models").exists():
         (home / "models").symlink_to(MODELS)
     os.environ["LLAMA_LITE_HOME"] = str(home)
-    command = [*LITE, "run", "starter", "--no-guard", "--port", "0", "--log-level", "error"]
-    with child(command, output=subprocess.PIPE) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("export OPENAI_BASE_URL="):
-                yield line.strip().partition("=")[2]
-                return
-        raise SystemExit("llama-lite did not start")
+    with launched("starter") as (url, _):
+        yield url
 
 
 def chosen(folder: Path, asked: list[Question], *, quick: bool) -> list[Path]:

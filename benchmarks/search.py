@@ -13,8 +13,6 @@ import argparse
 import random
 import re
 import statistics
-import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
@@ -27,7 +25,7 @@ import httpx
 import numpy as np
 import yaml
 
-from benchmarks.support import machine, percentile, table
+from benchmarks.support import launched, machine, percentile, table
 
 DIMENSION = 384
 WORDS = 110
@@ -71,20 +69,8 @@ def served(folder: Path, url: str | None) -> Iterator[tuple[httpx.Client, int]]:
     }
     file = folder / "search.yaml"
     file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    child = subprocess.Popen(
-        [sys.executable, "-c", "from llama_stack_lite.cli import main; main()", "run", str(file)]
-        + ["--no-guard", "--port", "0", "--log-level", "error"],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout
-    try:
-        address = next(found[0] for line in child.stdout if (found := re.search(r"http://[\d.:]+", line)))
-        with httpx.Client(base_url=f"{address}/v1", timeout=600) as http:
-            yield http, child.pid
-    finally:
-        child.terminate()
-        child.communicate()
+    with launched(file) as (address, pid), httpx.Client(base_url=address, timeout=600) as http:
+        yield http, pid
 
 
 def memory(pid: int) -> float:

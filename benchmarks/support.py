@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +26,8 @@ Figures = dict[str, float]
 JsonObject = dict[str, Any]
 
 START = 180  # seconds that a server may take to start
+# ours from this Python, also where its scripts are not on the path
+LITE = [sys.executable, "-c", "from llama_stack_lite.cli import main; main()"]
 # each one token in the vocabularies of Llama's kind, so that a prompt's length can be chosen
 COMMON = """
 river stone apple cloud window garden mountain letter music summer winter silver golden bridge
@@ -183,9 +185,11 @@ def gaps(arrivals: list[float]) -> list[float]:
 
 
 @contextmanager
-def child(command: list[str], *, output: int = subprocess.DEVNULL) -> Iterator[subprocess.Popen[str]]:
-    """A process that ends with the block."""
-    process = subprocess.Popen(command, stdout=output, text=True)
+def child(
+    command: list[str], *, output: int = subprocess.DEVNULL, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that ends with the block, in our environment with `env` added."""
+    process = subprocess.Popen(command, stdout=output, text=True, env=os.environ | (env or {}))
     try:
         yield process
     finally:
@@ -198,6 +202,20 @@ def child(command: list[str], *, output: int = subprocess.DEVNULL) -> Iterator[s
 
 
 @contextmanager
+def launched(*arguments: str | Path, env: Mapping[str, str] | None = None) -> Iterator[tuple[str, int]]:
+    """`llama-lite run ARGUMENTS` without guards on a free port; its address (with `/v1`), its process."""
+    options = ["--no-guard", "--port", "0", "--log-level", "error"]
+    command = [*LITE, "run", *map(str, arguments), *options]
+    with child(command, output=subprocess.PIPE, env=env) as process:
+        assert process.stdout
+        for line in process.stdout:
+            if line.startswith("export OPENAI_BASE_URL="):
+                yield line.strip().partition("=")[2], process.pid
+                return
+        raise SystemExit("llama-lite did not start")
+
+
+@contextmanager
 def ours(model: str | JsonObject, **settings: object) -> Iterator[Server]:
     """`llama-lite run starter` on a free port, with one model (a name, a GGUF file or a card) and settings
     of the `llama-cpp` provider."""
@@ -205,26 +223,8 @@ def ours(model: str | JsonObject, **settings: object) -> Iterator[Server]:
     chosen = {f"inference.local.{key}": value for key, value in settings.items()}
     chosen |= {"inference.local.models": json.dumps([model]), "defaults.model": name}
     overrides = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
-    code = "from llama_stack_lite.cli import main; main()"
-    command = [
-        sys.executable,
-        "-c",
-        code,
-        "run",
-        "starter",
-        "--offline",
-        "--no-guard",
-        "--port",
-        "0",
-        *overrides,
-    ]
-    with child([*command, "--log-level", "error"], output=subprocess.PIPE) as process:
-        assert process.stdout
-        for line in process.stdout:
-            if line.startswith("export OPENAI_BASE_URL="):
-                yield Server("llama-stack-lite", line.strip().partition("=")[2], name, process.pid)
-                return
-        raise SystemExit("llama-lite did not start")
+    with launched("starter", "--offline", *overrides) as (url, pid):
+        yield Server("llama-stack-lite", url, name, pid)
 
 
 # ---------------------------------------------------------------- figures

@@ -16,8 +16,6 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncGenerator, Iterator
@@ -29,7 +27,7 @@ import aiohttp
 import yaml
 from pydantic import BaseModel
 
-from benchmarks.support import JsonObject, machine, percentile, table, user
+from benchmarks.support import JsonObject, launched, machine, percentile, table, user
 from llama_stack_lite.api.inference import FunctionDefinition
 from llama_stack_lite.api.tools import ToolKind, ToolResult
 
@@ -75,20 +73,9 @@ def served(replies: list[JsonObject], url: str | None, **turns: int) -> Iterator
         }
         file = Path(folder) / "turns.yaml"
         file.write_text(yaml.safe_dump(config), encoding="utf-8")
-        child = subprocess.Popen(
-            [sys.executable, "-c", "from llama_stack_lite.cli import main; main()", "run", str(file)]
-            + ["--no-guard", "--port", "0", "--log-level", "error"],
-            env=os.environ | {"LLAMA_LITE_HOME": folder, "NO_PROXY": "*", "PYTHONPATH": os.getcwd()},
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert child.stdout
-            lines = (line for line in child.stdout if line.startswith("export OPENAI_BASE_URL="))
-            yield next(lines).strip().partition("=")[2], child.pid
-        finally:
-            child.terminate()
-            child.communicate()
+        env = {"LLAMA_LITE_HOME": folder, "NO_PROXY": "*", "PYTHONPATH": os.getcwd()}
+        with launched(file, env=env) as found:
+            yield found
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from llama_stack_lite.errors import ConfigError, NotFound, Unavailable
 from llama_stack_lite.forms import PARTS, Upload, plain_name
 from llama_stack_lite.stack import Stack
 from llama_stack_lite.state import files
+from llama_stack_lite.state.paging import Paging
 from llama_stack_lite.state.tables import files as table
 from tests.support.databases import KINDS, database
 from tests.support.serving import Running, serve
@@ -361,7 +362,7 @@ def test_what_has_expired_is_not_found_and_then_swept(url: str, tmp_path: Path) 
         await stack.store.write(lambda connection: connection.execute(past))
         with pytest.raises(NotFound):
             await files.get(stack.store, first)
-        page, _ = await files.page(stack.store, limit=9, order="asc", after=None, purpose=None)
+        page, _ = await files.listed(stack.store, Paging(9, "asc", None))
         assert [each.id for each in page] == [second]
         assert lying(tmp_path / "f") == 4
         await uploads.sweep(stack)

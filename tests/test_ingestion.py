@@ -12,6 +12,7 @@ import pytest
 from pypdf import PdfWriter
 from sqlalchemy import Connection, Engine, event, func, select, text, update
 
+from llama_stack_lite.api.ids import token
 from llama_stack_lite.api.vector_stores import Search, StoreFileRequest
 from llama_stack_lite.errors import Conflict, NotFound, Unavailable, UpstreamError
 from llama_stack_lite.providers.safety.canary import Canary
@@ -91,10 +92,10 @@ def matching(connection: Connection, word: str, *, of: str = STORE) -> list[int]
     """The keys of chunks of a store that have a word, whether they can be found or not."""
     if connection.dialect.name == "sqlite":
         query = text("SELECT rowid FROM keywords WHERE keywords MATCH :asked ORDER BY rowid")
-        asked = f'store: "{state.token(of)}" AND terms: "{word}"'
+        asked = f'store: "{token(of)}" AND terms: "{word}"'
     else:
         query = text("SELECT key FROM keywords WHERE terms @@ CAST(:asked AS tsquery) ORDER BY key")
-        asked = f"'{state.token(of)}' & '{word}'"
+        asked = f"'{token(of)}' & '{word}'"
     return [*connection.scalars(query, {"asked": asked})]
 
 

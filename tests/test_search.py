@@ -14,8 +14,8 @@ import pytest
 
 from llama_stack_lite.config import StackConfig
 from llama_stack_lite.rag.search import words
-from llama_stack_lite.server import create_app
 from tests.support.databases import database
+from tests.support.responding import responding
 from tests.support.tiny import write_llama
 
 BACKENDS = ["faiss-sqlite", "faiss-postgresql", "pgvector-postgresql", "qdrant-sqlite"]
@@ -60,13 +60,8 @@ def configured(provider: str, url: str, folder: Path) -> StackConfig:
 
 @asynccontextmanager
 async def serving(config: StackConfig) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(config)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as http,
-    ):
-        yield http
+    async with responding(config) as server:
+        yield server.http
 
 
 async def posted(http: httpx.AsyncClient, path: str, **body: Any) -> Any:

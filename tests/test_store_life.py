@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,8 @@ def test_a_search_is_a_use_but_no_write_each_time(tmp_path: Path) -> None:
             store = await store_of(stack)
 
             async def active() -> float:
-                return float((await state.found(stack.store, store)).last_active_at)
+                row = await stack.store.read(partial(state.get, store_id=store))
+                return float(row.last_active_at)
 
             await found(stack, store)
             first = await active()

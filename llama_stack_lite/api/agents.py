@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from .inference import Wire
+from .pages import Page
 from .responses import AgentTool, FunctionTool, MCPServer, ResponseTool, TextOptions
 
 PREFIX = "agent:"  # what the names of agents begin with where a model is asked for
@@ -103,12 +104,8 @@ class Agent(AgentDefinition):
         return cls.model_construct(**definition.settings(), **fields)
 
 
-class AgentList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Agent]
-    first_id: str | None = None
-    last_id: str | None = None
-    has_more: bool = False
+class AgentList(Page[Agent]):
+    """A page of `Agent`s."""
 
 
 class DeletedAgent(BaseModel):

@@ -4,6 +4,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, Field
 
+from .pages import Page
+
 
 class ExpiresAfter(BaseModel):
     anchor: Literal["last_active_at"] = "last_active_at"
@@ -22,12 +24,8 @@ class Container(BaseModel):
     last_active_at: int
 
 
-class ContainerList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[Container]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class ContainerList(Page[Container]):
+    """A page of `Container`s."""
 
 
 class ContainerRequest(BaseModel):
@@ -62,12 +60,8 @@ class ContainerFile(BaseModel):
     source: Literal["user", "assistant"]
 
 
-class ContainerFileList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ContainerFile]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class ContainerFileList(Page[ContainerFile]):
+    """A page of `ContainerFile`s."""
 
 
 class ContainerFileDeleted(BaseModel):

@@ -7,6 +7,7 @@ from typing import Literal, Protocol, get_args
 from pydantic import BaseModel, Field
 
 from .inference import sparse
+from .pages import Page
 
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]  # that clients may say
 PURPOSES: tuple[str, ...] = get_args(Purpose)
@@ -25,12 +26,8 @@ class FileObject(BaseModel):
     status: Literal["uploaded", "processed", "error"] = "processed"
 
 
-class FileList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class FileList(Page[FileObject]):
+    """A page of `FileObject`s."""
 
 
 class FileDeleted(BaseModel):

@@ -14,3 +14,8 @@ def new_id(kind: str) -> str:
 def well_formed(name: str) -> bool:
     """Whether it can be an id at all; other texts, a database may not even take."""
     return WELL_FORMED.fullmatch(name) is not None
+
+
+def token(id: str) -> str:
+    """An id as one word of an index of words."""
+    return "".join(filter(str.isalnum, id)).lower()

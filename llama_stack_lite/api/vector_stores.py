@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, Field, FiniteFloat, StringConstraints, model_validator
 
 from .inference import Nullable, Wire, sparse
+from .pages import Page
 
 Status = Literal["in_progress", "completed", "cancelled", "failed"]
 ErrorCode = Literal["server_error", "unsupported_file", "invalid_file"]
@@ -118,12 +119,8 @@ class VectorStoreUpdate(Wire):
     metadata: Metadata | None = None
 
 
-class VectorStoreList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[VectorStore]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class VectorStoreList(Page[VectorStore]):
+    """A page of `VectorStore`s."""
 
 
 class VectorStoreDeleted(BaseModel):
@@ -166,12 +163,8 @@ class StoreFileUpdate(Wire):
     attributes: Attributes | None
 
 
-class StoreFileList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[VectorStoreFile]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
+class StoreFileList(Page[VectorStoreFile]):
+    """A page of `VectorStoreFile`s."""
 
 
 class StoreFileDeleted(BaseModel):

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection, select, update
 
 from llama_stack_lite import enforcement
+from llama_stack_lite.api.safety import Blocked
 from llama_stack_lite.api.vector_io import Index
 from llama_stack_lite.api.vector_stores import Chunking
 from llama_stack_lite.errors import InvalidRequest, NotFound, StackError
@@ -29,7 +30,7 @@ from .search import words
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-JUDGED = 8  # chunks of a file that shields judge at once
+JUDGED = 8  # chunks that shields judge at once
 WRITTEN = 200  # chunks of one write: others write to the same database
 INDEXED = 1_000  # vectors that an index takes in at once
 AHEAD = 2 + 1  # batches of one file that are asked for before the first is written: all lanes, and the next
@@ -89,15 +90,8 @@ class Filing:
 
     async def _judge(self, found: Sequence[Chunk]) -> None:
         """Raise `InvalidRequest` where a shield refuses a chunk; `GuardFailed` where one cannot judge."""
-        if not (await self.stack.judge.watch(())).shields("upload"):
-            return
-        for start in range(0, len(found), JUDGED):
-            texts = [self._told(chunk) for chunk in found[start : start + JUDGED]]
-            verdicts = await asyncio.gather(
-                *(enforcement.judged(self.stack, "upload", text) for text in texts)
-            )
-            for blocked in filter(None, verdicts):
-                raise InvalidRequest(blocked.refusal())
+        if refusal := await refused(self.stack, [self._told(chunk) for chunk in found]):
+            raise InvalidRequest(refusal[1].refusal())
 
     def _told(self, chunk: Chunk) -> str:
         """All of a chunk that a model may read one day."""
@@ -213,3 +207,19 @@ async def remove_from_index(stack: Stack, provider: str, index: Index, keys: Seq
     if keys and provider in stack.vector_io:
         with suppress(StackError):
             await stack.vector_io[provider].remove(index, keys)
+
+
+async def refused(stack: Stack, texts: Sequence[str]) -> tuple[int, Blocked] | None:
+    """The number of the first text that a shield refuses to take in, and what it found.
+
+    Raises `GuardFailed` where one cannot judge.
+    """
+    if not (await stack.judge.watch(())).shields("upload"):
+        return None
+    for start in range(0, len(texts), JUDGED):
+        piece = texts[start : start + JUDGED]
+        verdicts = await asyncio.gather(*(enforcement.judged(stack, "upload", text) for text in piece))
+        for number, blocked in enumerate(verdicts, start):
+            if blocked:
+                return number, blocked
+    return None

@@ -7,7 +7,6 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from llama_stack_lite import enforcement
 from llama_stack_lite.api.ids import new_id
 from llama_stack_lite.api.vector_io import DeleteRequest, InsertRequest, RawChunk
 from llama_stack_lite.errors import InvalidRequest, StackError
@@ -18,7 +17,7 @@ from llama_stack_lite.state import raw_chunks, vector_stores
 from llama_stack_lite.state.raw_chunks import Hidden
 
 from .embedding import checked
-from .filing import JUDGED, WRITTEN, remove_from_index
+from .filing import WRITTEN, refused, remove_from_index
 from .search import words
 from .stores import embedding_model
 from .tokens import Tokens
@@ -118,14 +117,9 @@ def _ids(given: Sequence[RawChunk]) -> list[str]:
 
 async def _judge(stack: Stack, given: Sequence[RawChunk]) -> None:
     """Raise `InvalidRequest` for the first that a shield refuses, `GuardFailed` where one cannot judge."""
-    if not stack.judge.enforce.shields("upload"):
-        return
-    for start in range(0, len(given), JUDGED):
-        texts = ["\n".join(strings(chunk, skip=SKIPPED)) for chunk in given[start : start + JUDGED]]
-        verdicts = await asyncio.gather(*(enforcement.judged(stack, "upload", text) for text in texts))
-        for number, blocked in enumerate(verdicts, start):
-            if blocked:
-                raise InvalidRequest(blocked.refusal(), param=f"chunks[{number}]", code="content_filter")
+    if found := await refused(stack, ["\n".join(strings(chunk, skip=SKIPPED)) for chunk in given]):
+        number, blocked = found
+        raise InvalidRequest(blocked.refusal(), param=f"chunks[{number}]", code="content_filter")
 
 
 async def _measured(stack: Stack, store: Row[Any], given: Sequence[RawChunk]) -> list[int]:
@@ -151,7 +145,7 @@ async def _vectors(stack: Stack, store: Row[Any], given: Sequence[RawChunk]) -> 
         model = embedding_model(stack, store)
         texts = [(model.card.passage_prefix or "") + given[number].content for number in left]
         made = await stack.ingestion.embedder.vectors(model, texts, dimension=store.dimension)
-        size = store.dimension * vector_stores.FLOAT
+        size = store.dimension * contents.FLOAT
         for place, number in enumerate(left):
             rows[number] = made[place * size : (place + 1) * size]
     return [row for row in rows if row is not None]

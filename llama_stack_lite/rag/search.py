@@ -7,14 +7,15 @@ import re
 import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import snowballstemmer
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 
+from llama_stack_lite.api.ids import token, well_formed
 from llama_stack_lite.api.vector_io import Index
 from llama_stack_lite.api.vector_stores import (
     HybridWeights,
@@ -28,6 +29,7 @@ from llama_stack_lite.stack import Stack
 from llama_stack_lite.state.keywords import STATEMENTS, Statements
 from llama_stack_lite.state.store import Store
 from llama_stack_lite.state.tables import chunks, documents, vector_stores
+from llama_stack_lite.state.vector_stores import STORES, touch
 
 from .filters import condition
 from .found import CHUNK, INDEXED, UNINDEXED, Found
@@ -36,7 +38,6 @@ from .rewriting import rewritten
 from .showing import around, judged
 from .unspaced import foreign
 
-DAY = 86_400  # seconds
 DEPTH = 30  # hits by vectors, and by words, that are fused at least
 RRF = 5  # from which rank on the next is worth little less; benchmarks/rag.py
 CANDIDATES = 20  # hits that a model ranks again
@@ -228,25 +229,21 @@ class Seeker:
 
 def _stores(connection: Connection, ids: Sequence[str]) -> list[Row[Any]]:
     """The stores, in their order, as they are now."""
-    found = {
-        row.id: row for row in connection.execute(select(vector_stores).where(vector_stores.c.id.in_(ids)))
-    }
+    wanted = [id for id in ids if well_formed(id)]
+    found = {row.id: row for row in connection.execute(STORES.where(vector_stores.c.id.in_(wanted)))}
     for id in ids:
         if id not in found:
             raise NotFound("vector store", id, param="vector_store_id")
-        days, active = found[id].expires_days, found[id].last_active_at
-        if days and active + days * DAY < time.time():
+        if found[id].expired:
             raise InvalidRequest(f"vector store `{id}` has expired", param="vector_store_id", code="expired")
     return [found[id] for id in dict.fromkeys(ids)]
 
 
 async def _touch(stack: Stack, rows: list[Row[Any]]) -> None:
     """Say that the stores are in use, as far as nobody did in the last minute."""
-    now = time.time()
-    idle = [row.id for row in rows if row.last_active_at < now - 60]
-    if idle:
-        change = update(vector_stores).where(vector_stores.c.id.in_(idle)).values(last_active_at=now)
-        await stack.store.write(lambda connection: connection.execute(change) and None)
+    for row in rows:
+        if row.last_active_at < time.time() - 60:
+            await stack.store.write(partial(touch, store_id=row.id))
 
 
 # ------------------------------------------------------------ by words
@@ -275,9 +272,9 @@ def _by_words(
     if not terms or among == []:
         return {}
     said = STATEMENTS[connection.dialect.name]
-    token = "".join(filter(str.isalnum, store.id)).lower()
+    mark = token(store.id)
     size = _size(connection, store, counted)
-    counts = _counts(connection, said, token, terms, counted, size)
+    counts = _counts(connection, said, mark, terms, counted, size)
     whole = max(size, connection.scalar(select(func.max(chunks.c.key))) or 1)
     if said.whole:
         counts = {term: math.ceil(count * size / whole) for term, count in counts.items()}
@@ -296,7 +293,7 @@ def _by_words(
         for term, others in _selective(counts, size)
     )
     given = {
-        "match": (said.alone if size * 2 > whole else said.match).format(store=token, words=wanted),
+        "match": (said.alone if size * 2 > whole else said.match).format(store=mark, words=wanted),
         "limit": max(limit, CHOSEN),
         "among": json.dumps(among),
         "terms": list(quoted.values()),

@@ -39,6 +39,8 @@ async def around(store: Store, found: Sequence[Found], window: int) -> dict[int,
 
 async def judged(stack: Stack, hits: list[SearchHit], guardrails: Sequence[str]) -> list[SearchHit]:
     """Those in which no shield found anything: neither in the text nor in what stands beside it."""
+    if not (await stack.judge.watch(guardrails)).shields("retrieval"):
+        return hits
     verdicts = await asyncio.gather(
         *(
             enforcement.judged(stack, "retrieval", "\n".join(strings(hit)), guardrails=guardrails)

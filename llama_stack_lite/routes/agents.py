@@ -59,8 +59,7 @@ async def list_agents(
         raise InvalidRequest(f"after: there is no agent `{after}`", param="after")
     start = ids.index(after) + 1 if after is not None else 0
     data = ordered[start : start + limit]
-    ends = {"first_id": data[0].id, "last_id": data[-1].id} if data else {}
-    return _json(AgentList(data=data, has_more=start + limit < len(ordered), **ends))
+    return _json(AgentList.of(data, more=start + limit < len(ordered)))
 
 
 @router.get("/{agent_id}", response_model=Agent)
@@ -85,7 +84,7 @@ async def delete_agent(agent_id: str, http: Request) -> DeletedAgent:
 async def list_agent_versions(agent_id: str, http: Request) -> Any:
     """Every version of an agent, the newest first."""
     data = await _named(http).versions(agent_id)
-    return _json(AgentList(data=data, first_id=data[0].id, last_id=data[-1].id))
+    return _json(AgentList.of(data, more=False))
 
 
 @router.post("/{agent_id}/sessions")

@@ -70,7 +70,7 @@ async def list_containers(
     found = [each for provider in _providers(http) for each in provider.containers()]
     found = sorted(found, key=lambda each: each.created_at, reverse=order == "desc")
     page, more = _page([each for each in found if name in (None, each.name)], limit, after)
-    return ContainerList(data=page, first_id=_id(page[:1]), last_id=_id(page[-1:]), has_more=more)
+    return ContainerList.of(page, more=more)
 
 
 @router.get("/{container_id}")
@@ -105,7 +105,7 @@ async def list_files(
     """The files that lie in the container's folder itself, the last written first unless `order` is `asc`."""
     found = await answer.whole(http, _of(http, container_id).files(container_id))
     page, more = _page(sorted(found, key=lambda file: file.created_at, reverse=order == "desc"), limit, after)
-    return ContainerFileList(data=page, first_id=_id(page[:1]), last_id=_id(page[-1:]), has_more=more)
+    return ContainerFileList.of(page, more=more)
 
 
 @router.get("/{container_id}/files/{file_id}")
@@ -191,10 +191,6 @@ def _page(found: list[T], limit: int, after: str | None) -> tuple[list[T], bool]
             raise InvalidRequest(f"after: there is no `{after}` in this list", param="after")
         found = found[places[0] + 1 :]
     return found[:limit], len(found) > limit
-
-
-def _id(found: list[T]) -> str | None:
-    return found[0].id if found else None
 
 
 def uploaded(content_type: str, body: bytes) -> tuple[str, bytes] | str:

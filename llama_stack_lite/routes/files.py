@@ -16,6 +16,7 @@ from llama_stack_lite.errors import InvalidRequest
 from llama_stack_lite.forms import Form, Upload, received
 from llama_stack_lite.stack import Stack
 from llama_stack_lite.state import files
+from llama_stack_lite.state.paging import Paging
 
 router = APIRouter(prefix="/v1/files", tags=["files"], route_class=BodyRoute)
 
@@ -61,10 +62,9 @@ async def list_files(
     purpose: Purpose | None = None,
 ) -> FileList:
     """Files, the newest first unless `order` is `asc`; `after` is the last one seen."""
-    store = _stack(http).store
-    page, more = await files.page(store, limit=limit, order=order, after=after, purpose=purpose)
-    first, last = (page[0].id, page[-1].id) if page else (None, None)
-    return FileList(data=page, first_id=first, last_id=last, has_more=more)
+    asked = Paging(limit, order, after)
+    found, more = await files.listed(_stack(http).store, asked, purpose=purpose)
+    return FileList.of(found, more=more)
 
 
 @router.get("/{file_id}")

@@ -120,6 +120,4 @@ async def _page(
     found, more = await stack.store.read(
         lambda connection: store_files.listed(connection, store_id, asked, status=status, batch=batch)
     )
-    ids = [each.id for each in found]
-    first, last = (ids[0], ids[-1]) if ids else (None, None)
-    return StoreFileList(data=found, first_id=first, last_id=last, has_more=more)
+    return StoreFileList.of(found, more=more)

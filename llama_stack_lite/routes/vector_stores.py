@@ -47,9 +47,7 @@ async def create_vector_store(request: VectorStoreRequest, http: Request) -> Vec
 async def list_vector_stores(http: Request, asked: Asked) -> VectorStoreList:
     """The vector stores that there are."""
     found, more = await Stack.of(http).store.read(lambda connection: vector_stores.listed(connection, asked))
-    ids = [each.id for each in found]
-    first, last = (ids[0], ids[-1]) if ids else (None, None)
-    return VectorStoreList(data=found, first_id=first, last_id=last, has_more=more)
+    return VectorStoreList.of(found, more=more)
 
 
 @router.get("/{vector_store_id}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection, column, delete, func, insert, select, table, text, update
 from sqlalchemy.sql.expression import TableClause
 
+from llama_stack_lite.api.ids import token
 from llama_stack_lite.api.vector_stores import FileCounts
 from llama_stack_lite.errors import Conflict, NotFound
 
@@ -45,11 +46,6 @@ WORDS: dict[str, TableClause] = {
     "sqlite": table("keywords", column("rowid")),
     "postgresql": table("keywords", column("key")),
 }
-
-
-def token(store: str) -> str:
-    """The word by which searches for keywords keep to one store."""
-    return "".join(filter(str.isalnum, store)).lower()
 
 
 def add(

@@ -3,15 +3,16 @@
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, insert, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, insert, or_, select
 
 from llama_stack_lite.api.files import FileObject
 from llama_stack_lite.api.ids import well_formed
-from llama_stack_lite.errors import InvalidRequest, NotFound
+from llama_stack_lite.errors import NotFound
 
 from . import documents
+from .paging import Paging, page
 from .store import Store
 from .tables import documents as documents_table
 from .tables import files
@@ -44,32 +45,14 @@ async def row(store: Store, file_id: str) -> Row[Any]:
     return await store.read(lambda connection: _row(connection, file_id))
 
 
-async def page(
-    store: Store, *, limit: int, order: Literal["asc", "desc"], after: str | None, purpose: str | None
-) -> tuple[list[FileObject], bool]:
-    """At most `limit` files, by the time they were made, and whether there are more.
-
-    Raises `InvalidRequest` where `after` is no file.
-    """
-    by = tuple_(column.created_at, column.id)
-    query = select(files).where(_here())
-    query = query.order_by(*(each if order == "asc" else each.desc() for each in by.clauses))
-    if purpose is not None:
-        query = query.where(column.purpose == purpose)
-
-    def work(connection: Connection) -> Sequence[Row[Any]]:
-        found = query
-        if after is not None:
-            try:
-                last = _row(connection, after)
-            except NotFound as error:
-                raise InvalidRequest(f"after: there is no file `{after}`", param="after") from error
-            here = tuple_(last.created_at, last.id)
-            found = query.where(by > here if order == "asc" else by < here)
-        return connection.execute(found.limit(limit + 1)).all()
-
-    rows = await store.read(work)
-    return [shown(each) for each in rows[:limit]], len(rows) > limit
+async def listed(store: Store, asked: Paging, *, purpose: str | None = None) -> tuple[list[FileObject], bool]:
+    """A page of the files, by the time they were made, and whether there are more; raises as `page` does."""
+    query = select(files) if purpose is None else select(files).where(column.purpose == purpose)
+    by = (column.created_at, column.id)
+    found, more = await store.read(
+        lambda connection: page(connection, query, column.id, by=by, asked=asked, within=here())
+    )
+    return [shown(each) for each in found], more
 
 
 async def remove(store: Store, file_id: str) -> Row[Any]:
@@ -116,12 +99,13 @@ def shown(row: Row[Any]) -> FileObject:
     )
 
 
-def _here() -> Any:
+def here() -> ColumnElement[bool]:
+    """What a file must be that has not expired."""
     return or_(column.expires_at.is_(None), column.expires_at > time.time())
 
 
 def _row(connection: Connection, file_id: str) -> Row[Any]:
-    query: Select[Any] = select(files).where(column.id == file_id, _here())
+    query: Select[Any] = select(files).where(column.id == file_id, here())
     found = connection.execute(query).one_or_none() if well_formed(file_id) else None
     if found is None:
         raise NotFound("file", file_id)

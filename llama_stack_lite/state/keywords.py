@@ -1,5 +1,8 @@
 """What each database is told to search for words: the statements, by its dialect.
 
+On SQLite the words of chunks are in an FTS5 table `keywords` of `store` and `terms`, whose rowid is the
+chunk's key; on PostgreSQL in a table of that name of `key`, `terms` (a tsvector, the store's token in it)
+and `length`.
 A word's `count` is the number of chunks that have it: of all stores in FTS5, of one store in PostgreSQL.
 `found` gives the keys that match best; `often` what BM25 needs of them.
 """

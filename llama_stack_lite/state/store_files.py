@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, insert, select, update
 
 from llama_stack_lite.api.ids import new_id, well_formed
 from llama_stack_lite.api.vector_stores import (
@@ -23,6 +23,7 @@ from llama_stack_lite.errors import InvalidRequest, NotFound
 
 from . import documents as contents
 from . import vector_stores
+from .files import here as unexpired
 from .journal import now
 from .paging import Paging, page
 from .tables import chunks, documents, file_batches, files
@@ -62,10 +63,9 @@ def attach(
 
 
 def _known(connection: Connection, ids: Sequence[str]) -> dict[str, Row[Any]]:
-    here = or_(files.c.expires_at.is_(None), files.c.expires_at > now())
     found: dict[str, Row[Any]] = {}
     for piece in contents.pieces([each for each in ids if well_formed(each)]):
-        rows = connection.execute(select(files).where(files.c.id.in_(piece), here))
+        rows = connection.execute(select(files).where(files.c.id.in_(piece), unexpired()))
         found |= {row.id: row for row in rows}
     return found
 
@@ -141,7 +141,7 @@ def _of(store_id: str) -> ColumnElement[bool]:
 
 def _described(store: Row[Any], row: Row[Any]) -> VectorStoreFile:
     done = row.status == "completed"
-    size = row.bytes + row.chunks * store.dimension * vector_stores.FLOAT
+    size = row.bytes + row.chunks * store.dimension * contents.FLOAT
     return VectorStoreFile(
         id=row.id,
         created_at=int(row.created_at),

@@ -16,7 +16,6 @@ from sqlalchemy import (
     Table,
     Text,
 )
-from sqlalchemy.dialects.postgresql import TSVECTOR
 
 metadata = MetaData()
 KEY = BigInteger().with_variant(Integer, "sqlite")
@@ -231,14 +230,4 @@ dropped_chunks = Table(
     Column("store", String(64), primary_key=True),
     Column("version", BigInteger, primary_key=True, autoincrement=False),
     Column("key", KEY, primary_key=True, autoincrement=False),
-)
-
-# what words a chunk has, for searches by keyword (rag/search.py): on SQLite an FTS5 table `keywords` of
-# `store` and `terms`, whose rowid is the chunk's key; on PostgreSQL this one
-keywords = Table(
-    "keywords",
-    MetaData(),
-    Column("key", BigInteger, primary_key=True, autoincrement=False),
-    Column("terms", TSVECTOR, nullable=False),
-    Column("length", Integer, nullable=False),
 )

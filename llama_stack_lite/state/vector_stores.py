@@ -24,18 +24,12 @@ from .tables import document_attributes, documents, dropped_chunks, dropped_stor
 from .tables import file_batches as batches
 
 DAY = 86_400
-FLOAT = 4  # bytes
 PIECE = 500  # chunks or documents that are forgotten in one transaction
 column = vector_stores.c
 EXPIRED: ColumnElement[bool] = func.coalesce(
     column.last_active_at + column.expires_days * DAY <= now(), false()
 )
 STORES: Select[Any] = select(vector_stores, EXPIRED.label("expired"))
-
-
-async def found(store: Store, store_id: str) -> Row[Any]:
-    """A store's row, and whether it has `expired`; raises `NotFound`."""
-    return await store.read(lambda connection: get(connection, store_id))
 
 
 async def resolve(store: Store, name: str) -> Row[Any]:
@@ -136,7 +130,7 @@ def _described(row: Row[Any], numbers: _Numbers) -> VectorStore:
         created_at=int(row.created_at),
         name=row.name,
         description=row.description,
-        usage_bytes=numbers.bytes + numbers.chunks * row.dimension * FLOAT,
+        usage_bytes=numbers.bytes + numbers.chunks * row.dimension * contents.FLOAT,
         file_counts=FileCounts(**numbers.files, total=numbers.files.total()),
         status="expired" if row.expired else working,
         expires_after=row.expires_days and StoreExpiry(anchor="last_active_at", days=row.expires_days),
