@@ -10,6 +10,7 @@ The server starts once more before it is asked, to see what it needs to be ready
 """
 
 import argparse
+import json
 import random
 import re
 import statistics
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +98,16 @@ def filled(http: httpx.Client, count: int) -> str:
     return store
 
 
-def timed(http: httpx.Client, path: str, body: dict[str, Any]) -> float:
+def timed(http: HTTPConnection, path: str, body: dict[str, Any]) -> float:
+    """Milliseconds of an answer, with as little of the client's own work in them as there can be."""
+    given, headers = json.dumps(body).encode(), {"content-type": "application/json"}
     start = time.perf_counter()
-    http.post(path, json=body).raise_for_status()
-    return (time.perf_counter() - start) * 1000
+    http.request("POST", f"/v1/{path}", given, headers)
+    with http.getresponse() as reply:
+        found = reply.read()
+    end = time.perf_counter()
+    assert reply.status == 200, found
+    return (end - start) * 1000
 
 
 def main() -> None:
@@ -117,16 +125,17 @@ def main() -> None:
         print(f"{asked.chunks} chunks in {time.perf_counter() - start:.0f} s")
         with served(folder, asked.url) as (http, pid):
             empty = http.post("vector_stores", json={"name": "empty"}).json()["id"]
-            timed(http, f"vector_stores/{empty}/search", {"query": "to load the model"})
+            line = HTTPConnection(http.base_url.host, http.base_url.port)
+            timed(line, f"vector_stores/{empty}/search", {"query": "to load the model"})
             before, path = memory(pid), f"vector_stores/{store}/search"
-            first = timed(http, path, {"query": "the first search"})
+            first = timed(line, path, {"query": "the first search"})
             raw = asked.chunks * DIMENSION * 4 / 2**20
             times: dict[str, list[float]] = {"vector": [], "keyword": [], "hybrid": []}
             for turn in range(asked.rounds):
                 for query in QUERIES:
                     for mode, found in times.items():
                         body = {"query": f"{query} {turn}", "search_mode": mode}
-                        found.append(timed(http, path, body))
+                        found.append(timed(line, path, body))
             grown = memory(pid) - before
     rows = [
         [mode, f"{statistics.median(found):.1f}", f"{percentile(found, 95):.1f}"]

@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from llama_stack_lite.config import StackConfig
+from llama_stack_lite.rag import search as searching
 from llama_stack_lite.rag.search import words
 from tests.support.databases import database
 from tests.support.responding import responding
@@ -339,6 +340,32 @@ def test_an_empty_store_and_words_of_every_writing(config: StackConfig) -> None:
                 assert [each for each, _ in found][:1] == [id], text
             for text in ("'", '"', "\\", "& | !", "*", "🚀", "a" * 3000, "\u0000x"):
                 await query(http, store, query=text)
+
+    asyncio.run(scenario())
+
+
+def test_words_of_a_large_store_are_wanted_in_pairs_and_alone_where_none_are(
+    config: StackConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(searching, "MOST_ROWS", 8)
+    monkeypatch.setattr(searching, "SMALL", 0)
+    texts = {"owls": "owl night " * 3, "storks": "stork roof " * 3, "both": "owl stork barn nest"}
+    chunks: list[Chunk] = [
+        {"chunk_id": f"{name}-{number}", "content": text}
+        for name, text in texts.items()
+        for number in range(5 if name == "both" else 20)
+    ]
+
+    async def scenario() -> None:
+        async with serving(config) as http:
+            store = await made(http, chunks)
+            asked = {"search_mode": "keyword", "max_num_results": 50}
+            found = [id for id, _ in await query(http, store, query="owls and storks", **asked)]
+            assert all(id.startswith("both") for id in found[:5])
+            assert {id.split("-")[0] for id in found} == set(texts)
+            # no chunk has both of these
+            found = [id for id, _ in await query(http, store, query="night roofs", **asked)]
+            assert {id.split("-")[0] for id in found} == {"owls", "storks"} and len(found) == 40
 
     asyncio.run(scenario())
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import Row, bindparam, func, select
 
 from llama_stack_lite.state.tables import chunks, documents
 
@@ -14,6 +14,12 @@ CHUNK = select(
 
 INDEXED = documents.c.store, documents.c.status
 UNINDEXED = tuple(func.coalesce(column, "") for column in INDEXED)  # or SQLite begins with all that there are
+# built once: to build it takes as long as to run it
+SHOWN = CHUNK.where(
+    chunks.c.key.in_(bindparam("keys", expanding=True)),
+    UNINDEXED[0] == bindparam("store"),
+    UNINDEXED[1] == "completed",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ import json
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -17,13 +18,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
 
 from llama_stack_lite.api.ids import token, well_formed
 from llama_stack_lite.api.vector_io import Index
-from llama_stack_lite.api.vector_stores import (
-    HybridWeights,
-    Search,
-    SearchHit,
-    SearchMode,
-    SearchPage,
-)
+from llama_stack_lite.api.vector_stores import HybridWeights, Search, SearchHit, SearchMode, SearchPage
 from llama_stack_lite.errors import InvalidRequest, NotFound
 from llama_stack_lite.stack import Stack
 from llama_stack_lite.state.keywords import STATEMENTS, Statements
@@ -32,7 +27,7 @@ from llama_stack_lite.state.tables import chunks, documents, vector_stores
 from llama_stack_lite.state.vector_stores import STORES, touch
 
 from .filters import condition
-from .found import CHUNK, INDEXED, UNINDEXED, Found
+from .found import CHUNK, INDEXED, SHOWN, Found
 from .reranking import ranker, reranked
 from .rewriting import rewritten
 from .showing import around, judged
@@ -43,11 +38,14 @@ RRF = 5  # from which rank on the next is worth little less; benchmarks/rag.py
 CANDIDATES = 20  # hits that a model ranks again
 LONGEST = 64  # different words of a query
 LONGEST_WORD = 128  # characters
-MOST_ROWS = 3000  # chunks that are looked at for their words, about
-CHOSEN = 60  # of those, that are scored
-RAREST = 8  # words of a query that choose them
-TOGETHER = 3  # how much more often words stand together than they would by chance
+MOST_ROWS = 600  # chunks of a large store that are looked at for their words, about
+SMALL = 20_000  # chunks of a store of which twice as many are, as it takes less to find them
+CHOSEN = 40  # of those that are looked at, that are scored
+RAREST = 6  # words of a query that choose them
+TOGETHER = 2  # how much more often words stand together than they would by chance
 COMMON = 500  # chunks with a word from which on their number is remembered
+
+Choice = list[tuple[str, list[str]]]  # words, each with those of which it needs one beside it
 
 WORD = re.compile(r"[^\W_]+")
 # where a name that programmers write falls apart: `parseHTML5Doc` into parse, HTML5, Doc
@@ -206,8 +204,9 @@ class Seeker:
                 fused[key] = fused.get(key, 0.0) + share * part
         return {key: min(1.0, score) for key, score in fused.items()}
 
-    def _may(self, store: Any, status: Any) -> ColumnElement[bool]:
+    def _may(self) -> ColumnElement[bool]:
         """What a document must be for its chunks to be found."""
+        store, status = INDEXED
         filters = [condition(self.asked.filters)] if self.asked.filters else []
         return and_(store == self.store.id, status == "completed", *filters)
 
@@ -215,15 +214,15 @@ class Seeker:
         self, connection: Connection, lists: dict[SearchMode, dict[int, float]]
     ) -> dict[int, Row[Any]]:
         keys = {key for ranked in lists.values() for key in ranked}
-        query = CHUNK.where(chunks.c.key.in_(keys), self._may(*UNINDEXED))
-        return {row.key: row for row in connection.execute(query)}
+        query = SHOWN.where(condition(self.asked.filters)) if self.asked.filters else SHOWN
+        return {row.key: row for row in connection.execute(query, {"keys": [*keys], "store": self.store.id})}
 
     def _all(self, connection: Connection) -> list[int]:
         joined = chunks.join(documents, chunks.c.document == documents.c.key)
-        return list(connection.scalars(select(chunks.c.key).select_from(joined).where(self._may(*INDEXED))))
+        return list(connection.scalars(select(chunks.c.key).select_from(joined).where(self._may())))
 
     def _listed(self, connection: Connection) -> list[Row[Any]]:
-        query = CHUNK.where(self._may(*INDEXED)).order_by(chunks.c.key).limit(self.asked.max_num_results)
+        query = CHUNK.where(self._may()).order_by(chunks.c.key).limit(self.asked.max_num_results)
         return list(connection.execute(query))
 
 
@@ -253,7 +252,9 @@ async def _touch(stack: Stack, rows: list[Row[Any]]) -> None:
 class Counted:
     """What is known of a database's words for a while: they need not be counted for each search."""
 
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of stores: at which version, chunks
+    sizes: dict[str, tuple[int, int, int]] = field(
+        default_factory=dict
+    )  # at which version, chunks, of all stores
     words: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # when there were so many
 
 
@@ -273,9 +274,8 @@ def _by_words(
         return {}
     said = STATEMENTS[connection.dialect.name]
     mark = token(store.id)
-    size = _size(connection, store, counted)
+    size, whole = _sizes(connection, store, counted)
     counts = _counts(connection, said, mark, terms, counted, size)
-    whole = max(size, connection.scalar(select(func.max(chunks.c.key))) or 1)
     if said.whole:
         counts = {term: math.ceil(count * size / whole) for term, count in counts.items()}
     if not counts:
@@ -286,32 +286,38 @@ def _by_words(
         for n in [counts.get(term, 0)]
     }
     quoted = {term: said.each.format(term) for term in counts}
-    wanted = said.any.join(
-        f"({quoted[term]}{said.all}({said.any.join(quoted[each] for each in others)}))"
-        if others
-        else quoted[term]
-        for term, others in _selective(counts, size)
-    )
     given = {
-        "match": (said.alone if size * 2 > whole else said.match).format(store=mark, words=wanted),
         "limit": max(limit, CHOSEN),
         "among": json.dumps(among),
         "terms": list(quoted.values()),
         "weights": [weights[term] for term in quoted],
     }
-    keys = list(connection.scalars(said.found if among is None else said.among, given))
-    often = _often(connection, said, keys, list(counts))
-    return _bm25(often, weights, limit)
+    rarest = sorted(counts, key=lambda term: (counts[term], term))[:RAREST]
+    alone: Choice = [(term, []) for term in rarest[:2]]  # of words that never stand together
+    keys: dict[int, None] = {}
+    for chosen in (_selective(counts, rarest, size), alone):
+        wanted = said.any.join(
+            f"({quoted[term]}{said.all}({said.any.join(quoted[each] for each in others)}))"
+            if others
+            else quoted[term]
+            for term, others in chosen
+        )
+        given["match"] = (said.alone if size * 2 > whole else said.match).format(store=mark, words=wanted)
+        keys |= dict.fromkeys(connection.scalars(said.found if among is None else said.among, given))
+        if len(keys) >= limit:
+            break
+    return _bm25(_often(connection, said, [*keys], list(counts)), weights, limit)
 
 
-def _size(connection: Connection, store: Row[Any], counted: Counted) -> int:
-    """How many chunks a store has."""
-    version, size = counted.sizes.get(store.id, (None, 0))
+def _sizes(connection: Connection, store: Row[Any], counted: Counted) -> tuple[int, int]:
+    """How many chunks a store has, and about how many there are in all."""
+    version, size, whole = counted.sizes.get(store.id, (None, 0, 0))
     if version != store.version:
         query = select(func.sum(documents.c.chunks)).where(documents.c.store == store.id)
         size = int(connection.scalar(query) or 0)
-        counted.sizes[store.id] = (store.version, size)
-    return size
+        whole = max(size, connection.scalar(select(func.max(chunks.c.key))) or 1)
+        counted.sizes[store.id] = (store.version, size, whole)
+    return size, whole
 
 
 def _counts(
@@ -336,23 +342,23 @@ def _counts(
     return {term: count for term, count in known.items() if count}
 
 
-def _selective(counts: Mapping[str, int], size: int) -> list[tuple[str, list[str]]]:
+def _selective(counts: Mapping[str, int], rarest: list[str], size: int) -> Choice:
     """Words that a chunk has to have, alone or with one of others: as many as let few enough chunks through.
 
     What is rare does alone; of words that are everywhere two are wanted together.
     """
-    rarest = sorted(counts, key=lambda term: (counts[term], term))[:RAREST]
-    chosen: list[tuple[str, list[str]]] = []
+    most = MOST_ROWS * (1 + SMALL / max(size, 1))
+    chosen: Choice = []
     rows = 0.0
     for place, term in enumerate(rarest):
-        if (rows + counts[term] <= MOST_ROWS) or len(rarest) == 1:
+        if counts[term] <= min(most / 2, most - rows) or len(rarest) == 1:
             rows += counts[term]
             chosen.append((term, []))
             continue
         others = []
         for other in rarest[place + 1 :]:
             both = TOGETHER * counts[term] * counts[other] / max(size, 1)
-            if rows + both <= MOST_ROWS:
+            if rows + both <= most:
                 rows += both
                 others.append(other)
         if others:
@@ -365,12 +371,13 @@ def _often(
 ) -> dict[int, tuple[int, dict[str, int]]]:
     """For each chunk how many words it has, and how often it has each that is searched for."""
     found: dict[int, tuple[int, dict[str, int]]] = {}
+    wanted = frozenset(terms)
     if not keys:
         return found
     for key, length, said_words, count in connection.execute(said.often, {"keys": keys, "terms": terms}):
         if count is None:
             has = said_words.split()
-            found[key] = (len(has), {term: often for term in terms if (often := has.count(term))})
+            found[key] = (len(has), Counter(filter(wanted.__contains__, has)))
         else:
             found.setdefault(key, (length, {}))[1][said_words] = count
     return found

@@ -78,6 +78,9 @@ class Onnx:
             )
         if dimensions not in (None, encoder.dimension):
             raise InvalidRequest(f"`{model}` has {encoder.dimension} dimensions", param="dimensions")
+        if len(texts) == 1:  # a query: on idle cores each change of threads costs a part of a millisecond
+            row, vector = await _work(self._short, encoder.encoded, texts[0])
+            return Embeddings.model_construct(vectors=[vector], prompt_tokens=len(row))
         worker = self._short if len(texts) <= self.batch_size else self._long
         rows = await _work(worker, encoder.tokens, texts)
         found: dict[int, list[float]] = {}
@@ -148,6 +151,11 @@ class Encoder:
         """Where in each text its tokens begin, in characters, special tokens included."""
         rows = self.tokenizer.encode_batch(texts)
         return [from_offsets(row.offsets, len(text)) for row, text in zip(rows, texts, strict=True)]
+
+    def encoded(self, text: str) -> tuple[list[int], list[float]]:
+        """A text's token ids and its vector."""
+        rows = self.tokens([text])
+        return rows[0], self.vectors(rows)[0]
 
     def vectors(self, rows: list[list[int]]) -> list[list[float]]:
         """One unit vector for each row of token ids, in one pass of the model."""
