@@ -47,7 +47,7 @@ class Setting:
 
     model: str
     kv: str = "per-slot"
-    flash: str = "off"  # as the provider has it on a CPU
+    flash: str = "off"  # as the provider has it on a CPU where contexts are not short
 
     def __str__(self) -> str:
         return f"{Path(self.model).stem}, {self.kv}, flash {self.flash}"
@@ -159,18 +159,21 @@ class Context:
             if not lib.llama_state_seq_set_data(self.handle, state, size, slot):
                 raise RuntimeError("llama.cpp could not copy a sequence")
 
-    def step(self, *, writers: int, read: int) -> float:
-        """Milliseconds of a step: a row of each of some slots, and `read` rows of the next slot's prompt."""
+    def step(self, *, writers: int, read: int, apart: int = 1) -> float:
+        """Milliseconds of a step: a row of each of some slots, and `read` rows of the next slot's prompt.
+
+        The slots are neighbours, or so far `apart`.
+        """
         rows = writers + read
-        slots = np.minimum(np.arange(rows, dtype=np.int32), np.int32(writers))
-        positions = self.depth + np.arange(rows, dtype=np.int32) - slots
-        outputs = slots < writers
+        sequences = np.minimum(np.arange(rows, dtype=np.int32), np.int32(writers))
+        positions = self.depth + np.arange(rows, dtype=np.int32) - sequences
+        outputs = sequences < writers
         outputs[-1] = True
-        self.fill(self.prompt(rows), positions, slots, outputs)
+        self.fill(self.prompt(rows), positions, sequences * np.int32(apart), outputs)
         began = self.clock()
         self.decode()
         taken = self.clock() - began
-        for slot in range(min(writers + 1, self.slots)):
+        for slot in range(self.slots):
             lib.llama_memory_seq_rm(self.memory, slot, self.depth, -1)
         return 1e3 * taken
 
@@ -180,6 +183,9 @@ class Context:
         for rows in counts:
             if rows <= self.slots:
                 yield f"{rows} writing", self.step(writers=rows, read=0)
+        for rows in counts:
+            if 1 < rows <= self.slots // 2:
+                yield f"{rows} writing, every other slot", self.step(writers=rows, read=0, apart=2)
         for rows in counts:
             yield f"{rows} of a prompt", self.step(writers=0, read=rows)
         for rows in counts:

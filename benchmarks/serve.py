@@ -42,6 +42,7 @@ from benchmarks.support import (
     user,
     words,
 )
+from llama_stack_lite.providers.inference.llama_cpp.loading import SHORT
 from llama_stack_lite.providers.inference.llama_cpp.threads import cores
 
 FLOOR = "floor, no server"
@@ -66,7 +67,7 @@ class Floor:
     name = FLOOR
 
     def __init__(self, model: str, *, slots: int, room: int, threads: int) -> None:
-        settings = [Setting(model)]
+        settings = [Setting(model, flash="on" if room <= SHORT else "off")]
         (self.context,) = contexts(settings, slots=slots, room=room, threads=threads).values()
 
     async def warm_up(self) -> None:

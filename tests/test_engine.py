@@ -17,9 +17,9 @@ from llama_stack_lite.client import client
 from llama_stack_lite.errors import Busy
 from llama_stack_lite.local.engine import Job, Sampling, Step
 from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, LEAST, Pace
-from llama_stack_lite.providers.inference.llama_cpp.cache import common
+from llama_stack_lite.providers.inference.llama_cpp.cache import Cache, common
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
-from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
+from llama_stack_lite.providers.inference.llama_cpp.loading import SHORT, Loaded
 from llama_stack_lite.providers.inference.llama_cpp.threads import Threads
 from tests.support.tiny import write_llama
 
@@ -184,6 +184,43 @@ def test_greedy_tokens_are_the_same_alone_and_among_sixteen(tiny: Path) -> None:
         assert said(steps) == alone(tiny, prompt, made=24)
 
 
+def test_a_newcomer_sits_beside_the_others_where_that_costs_nothing_newer() -> None:
+    cache = Cache(None, slots=8, room=1)
+    for slot, used in zip(cache.slots, (5, 6, 1, 2, 7, 3, 4, 8), strict=True):
+        slot.used = used
+
+    def sit() -> object:
+        slot = cache._cheapest()
+        slot.user = object()
+        return slot.number
+
+    # each time of the older half: the oldest, unless another is beside one who sits, or between two
+    assert [sit() for _ in range(8)] == [2, 3, 5, 6, 1, 4, 0, 7]
+
+
+@pytest.mark.parametrize("bias", [{}, {44: 50.0}, {44: -100.0}])
+def test_the_likeliest_token_is_the_one_that_llama_cpp_finds(engine: Engine, bias: dict[int, float]) -> None:
+    async def main() -> tuple[list[Step], list[Step]]:
+        made = []
+        for penalty in (1.0, 1.0 + 1e-9):  # of which the second leaves the choice to llama.cpp
+            sampling = Sampling(temperature=0, logit_bias=bias, repeat_penalty=penalty)
+            job = Job(prompt=ids(30, 5), max_tokens=40, sampling=sampling)
+            async with aclosing(engine.generate(job)) as steps:
+                made.append([step async for step in steps])
+        return made[0], made[1]
+
+    ours, theirs = asyncio.run(main())
+    assert said(ours) == said(theirs)
+    assert (set(said(ours)) == {44}) == (bias.get(44, 0) > 0)
+
+
+@pytest.mark.parametrize(("context", "flash"), [(SHORT, True), (SHORT + 256, False)])
+def test_contexts_that_stay_short_have_flash_attention(tiny: Path, context: int, flash: bool) -> None:
+    loaded = Loaded(tiny, context=context, slots=3, threads=1, batch=BATCH)
+    loaded.close()
+    assert ("no flash attention" not in loaded.detail) == flash, loaded.detail
+
+
 def test_a_client_with_many_requests_does_not_keep_others_waiting(tiny: Path) -> None:
     engine = engine_of(tiny, slots=1)
     finished: list[str] = []
@@ -285,6 +322,9 @@ def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:
     assert rows(1) == 15, "three quarters of 40 ms"
     assert rows(2) == 60 and rows(60) == 125, "the more wait, the more they get"
     assert rows(1, shortest=Pace.SHORT) == 125, "a short one is soon over"
+    assert rows(2, shortest=Pace.SHORT) == rows(2, writers=0) == 250, (
+        "several are read in as few steps as can be"
+    )
     for _ in range(20):
         pace.learn(0.040 + 0.010 + 0.002 * 8, writers=4, read=8)  # each piece costs 10 ms beside its rows
     assert rows(1) == 10

@@ -21,6 +21,16 @@ class Sampling:
     presence_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0 or self.top_p == 0
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether tokens that were written are less likely to be written again."""
+        return (self.repeat_penalty, self.frequency_penalty, self.presence_penalty) != (1.0, 0.0, 0.0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:

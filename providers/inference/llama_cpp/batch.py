@@ -56,8 +56,8 @@ class Pace:
 
     While one long prompt is read, a step with a piece of it takes less than twice as long as one without.
     A short one, or a long one's end, is over in a few steps, so they may be long; and the more prompts wait,
-    the longer, as most people then wait for these. No piece takes much more than `LONGEST`: only between
-    steps a request can come or go.
+    the longer, as most people then wait for these. No piece takes much more than `LONGEST`, or twice that
+    where several wait: only between steps a request can come or go.
     """
 
     SHARE = 0.75  # of a step without prompts; the rest is for noise
@@ -77,14 +77,20 @@ class Pace:
         """How many rows of prompts the next step may take; `shortest` of them has so many tokens left."""
         if self.row is None:
             return self.BULK
-        if writers == 0 or shortest <= self.SHORT:
-            # never so few that they would not show when a row has come to take less again
-            return self._bounded(max(self.BULK, self.LONGEST / self.row), writers)
+        if self.hurries(writers=writers, shortest=shortest):
+            # never so few that they would not show when a row has come to take less again; and of several
+            # prompts twice as many, as those who start together write together, and end sooner
+            seconds = self.LONGEST * (2 if readers > 1 else 1)
+            return self._bounded(max(self.BULK, seconds / self.row), writers)
         if writers not in self.writing or self.age >= self.FRESH:
             return 0
         share = self.writing[writers] * self.SHARE
         seconds = min(share * readers**2, max(self.LONGEST, share))
         return self._bounded((seconds - self.piece) / self.row, writers)
+
+    def hurries(self, *, writers: int, shortest: int) -> bool:
+        """Whether prompts are read as fast as can be: beside nobody, or because they are soon over."""
+        return writers == 0 or shortest <= self.SHORT
 
     def learn(self, seconds: float, *, writers: int, read: int) -> None:
         """Take note of a step with `read` rows of prompts."""

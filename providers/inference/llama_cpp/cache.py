@@ -64,7 +64,7 @@ class Cache:
     def take(self, prompt: Ids, adapter: str | None) -> tuple[Slot, int]:
         """Choose a free slot, and let it hold as much of the prompt as any slot does; return how much."""
         source, shared = self.best(prompt, adapter)
-        slot = min(self.free(), key=lambda each: each.used)
+        slot = self._cheapest()
         if source and source.user is None and self._may_go_on(source, shared, oldest=slot):
             slot = source
         elif source and source is not slot and shared >= WORTH_COPYING:
@@ -73,6 +73,16 @@ class Cache:
             shared = common(slot.tokens, prompt[:-1]) if slot.adapter == adapter else 0
         slot.adapter = adapter
         return slot, self.cut(slot, shared)
+
+    def _cheapest(self) -> Slot:
+        """The free slot that was of use the longest ago; or one as good as that, beside others in use.
+
+        llama.cpp runs its graph once for each unbroken line of slots.
+        """
+        free = sorted(self.free(), key=lambda each: each.used)
+        busy = {slot.number for slot in self.slots if slot.user is not None}
+        older = free[: (len(free) + 1) // 2]
+        return max(older, key=lambda each: len(busy & {each.number - 1, each.number + 1}))
 
     def _may_go_on(self, source: Slot, shared: int, *, oldest: Slot) -> bool:
         """Whether a prompt may take the place of the tokens that it does not share with a slot.

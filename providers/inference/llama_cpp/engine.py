@@ -197,8 +197,9 @@ class Engine:
             ahead = sequence.text_ahead()
             # a prompt's end is not put off for a few tokens
             counts[slot.number] = min(ahead if ahead <= budget * 1.5 else budget, room)
-            # beside writers one prompt a step: llama.cpp runs its graph once for each length of pieces
-            budget = 0 if writers else max(0, budget - counts[slot.number])
+            # beside writers one long prompt a step: llama.cpp runs its graph for each length of pieces
+            hurries = self._pace.hurries(writers=writers, shortest=ahead)
+            budget = max(0, budget - counts[slot.number]) if hurries else 0
             room -= counts[slot.number]
         self._batch.clear()
         rows = [

@@ -16,6 +16,8 @@ from .log import attention, attentions, complaints, last_words
 from .vision import VISION_BATCH, Vision
 from .vocab import Vocab
 
+SHORT = 512  # tokens of a context up to which flash attention pays on CPUs
+
 log = logging.getLogger(__name__)
 
 
@@ -172,10 +174,10 @@ def _context_params(total: int, *, slots: int, threads: int, batch: int) -> Any:
     params.n_seq_max = slots
     params.n_batch = params.n_ubatch = batch
     params.n_threads = params.n_threads_batch = threads
-    # both by measurement (benchmarks/RESULTS.md): on CPUs flash attention is slow in batches of few rows, the
-    # more so the longer the context; and a stream of its own for each sequence beats one unified cache
-    on_gpu = lib.llama_supports_gpu_offload()
-    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO if on_gpu else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    # both by measurement (benchmarks/RESULTS.md): on CPUs flash attention is faster as long as contexts are
+    # short, and the slower the longer they are; and a stream for each sequence beats one unified cache
+    flash = lib.llama_supports_gpu_offload() or total <= slots * SHORT
+    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO if flash else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.kv_unified = False
     params.no_perf = True
     return params
