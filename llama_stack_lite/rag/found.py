@@ -12,13 +12,12 @@ CHUNK = select(
     *(documents.c[name] for name in ("id", "raw", "filename", "attributes")),
 ).join(documents, chunks.c.document == documents.c.key)
 
-INDEXED = documents.c.store, documents.c.status
-UNINDEXED = tuple(func.coalesce(column, "") for column in INDEXED)  # or SQLite begins with all that there are
-# built once: to build it takes as long as to run it
+# what may be shown of these keys. Built once, as to build it takes as long as to run it; and of no columns
+# that are in an index, or SQLite begins with all that there are
 SHOWN = CHUNK.where(
     chunks.c.key.in_(bindparam("keys", expanding=True)),
-    UNINDEXED[0] == bindparam("store"),
-    UNINDEXED[1] == "completed",
+    func.coalesce(documents.c.store, "") == bindparam("store"),
+    func.coalesce(documents.c.status, "") == "completed",
 )
 
 

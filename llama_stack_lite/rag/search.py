@@ -27,7 +27,7 @@ from llama_stack_lite.state.tables import chunks, documents, vector_stores
 from llama_stack_lite.state.vector_stores import STORES, touch
 
 from .filters import condition
-from .found import CHUNK, INDEXED, SHOWN, Found
+from .found import CHUNK, SHOWN, Found
 from .reranking import ranker, reranked
 from .rewriting import rewritten
 from .showing import around, judged
@@ -43,6 +43,7 @@ SMALL = 20_000  # chunks of a store of which twice as many are, as it takes less
 CHOSEN = 40  # of those that are looked at, that are scored
 RAREST = 6  # words of a query that choose them
 TOGETHER = 2  # how much more often words stand together than they would by chance
+AGE = 10  # seconds after which all chunks are counted again
 COMMON = 500  # chunks with a word from which on their number is remembered
 
 Choice = list[tuple[str, list[str]]]  # words, each with those of which it needs one beside it
@@ -206,9 +207,8 @@ class Seeker:
 
     def _may(self) -> ColumnElement[bool]:
         """What a document must be for its chunks to be found."""
-        store, status = INDEXED
         filters = [condition(self.asked.filters)] if self.asked.filters else []
-        return and_(store == self.store.id, status == "completed", *filters)
+        return and_(documents.c.store == self.store.id, documents.c.status == "completed", *filters)
 
     def _shown(
         self, connection: Connection, lists: dict[SearchMode, dict[int, float]]
@@ -252,9 +252,8 @@ async def _touch(stack: Stack, rows: list[Row[Any]]) -> None:
 class Counted:
     """What is known of a database's words for a while: they need not be counted for each search."""
 
-    sizes: dict[str, tuple[int, int, int]] = field(
-        default_factory=dict
-    )  # at which version, chunks, of all stores
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of stores: at which version, chunks
+    whole: tuple[float, int] = (-math.inf, 0)  # when all chunks were counted, and how many there were
     words: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # when there were so many
 
 
@@ -311,13 +310,14 @@ def _by_words(
 
 def _sizes(connection: Connection, store: Row[Any], counted: Counted) -> tuple[int, int]:
     """How many chunks a store has, and about how many there are in all."""
-    version, size, whole = counted.sizes.get(store.id, (None, 0, 0))
+    version, size = counted.sizes.get(store.id, (None, 0))
     if version != store.version:
         query = select(func.sum(documents.c.chunks)).where(documents.c.store == store.id)
         size = int(connection.scalar(query) or 0)
-        whole = max(size, connection.scalar(select(func.max(chunks.c.key))) or 1)
-        counted.sizes[store.id] = (store.version, size, whole)
-    return size, whole
+        counted.sizes[store.id] = (store.version, size)
+    if counted.whole[0] < time.monotonic() - AGE:
+        counted.whole = time.monotonic(), connection.scalar(select(func.max(chunks.c.key))) or 1
+    return size, max(size, counted.whole[1])
 
 
 def _counts(
