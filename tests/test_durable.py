@@ -20,7 +20,7 @@ from tests.support.durable import ENDED, TOOLS, Follower, Load, Server
 from tests.support.planner import marks
 from tests.support.postgres import postgres
 
-KILLS = int(os.environ.get("LLAMA_LITE_KILLS", "5"))
+KILLS = int(os.environ.get("LLAMA_LITE_KILLS", "12"))
 REPLICA_KILLS = max(4, KILLS // 4)
 
 

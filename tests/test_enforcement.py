@@ -224,9 +224,7 @@ def test_a_guard_that_fails_in_mid_stream_ends_it_with_an_error(door: str, fault
                 await asyncio.sleep(0.005)
             server.canary.fault = fault
             answer = await work
-            async with asyncio.timeout(5):
-                while asyncio.all_tasks() != {asyncio.current_task()}:  # noqa: ASYNC110
-                    await asyncio.sleep(0)  # asyncio closes a generator that was dropped in a task
+            assert asyncio.all_tasks() == {asyncio.current_task()}
             return answer, server
 
     answer, server = asyncio.run(main())
@@ -303,7 +301,7 @@ def server() -> Iterator[Callable[..., Answer]]:
         runner.run(context.__aexit__(None, None, None))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(extra=LOOSE, stream=st.booleans(), door=st.sampled_from([CHAT, TEXT]), is_bad=st.booleans())
 def test_no_field_of_a_request_lets_the_word_through(
     server: Callable[..., Answer], extra: dict[str, Any], stream: bool, door: str, is_bad: bool

@@ -112,7 +112,7 @@ WEIGHTS = st.lists(st.integers(0, 5), max_size=20)
 WINDOWS = st.none() | st.builds(Window, tokens=st.integers(1, 12), milliseconds=st.sampled_from([1, LONG]))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 @given(WEIGHTS, WINDOWS, RESTS, RESTS)
 def test_all_of_an_answer_leaves_in_order_each_after_its_verdict(
     weights: list[int], window: Window | None, rests: list[int], verdicts: list[int]
@@ -127,7 +127,7 @@ def test_all_of_an_answer_leaves_in_order_each_after_its_verdict(
     assert all(judge.batches) and model.closed
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=200)
 @given(WEIGHTS, st.integers(1, 12), RESTS, RESTS)
 def test_a_window_has_so_many_tokens(
     weights: list[int], tokens: int, rests: list[int], verdicts: list[int]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.uploading import Clients, IngestingServer
 
-KILLS = int(os.environ.get("LLAMA_LITE_KILLS", "4"))
+KILLS = int(os.environ.get("LLAMA_LITE_KILLS", "8"))
 
 
 async def killed(server: IngestingServer, chance: random.Random, clients: Clients) -> None:

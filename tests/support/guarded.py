@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,14 +41,16 @@ class Speaker:
         return [ModelCard(id="speaker", tool_calling="remote")]
 
     async def chat(self, model: str, request: ChatRequest) -> AsyncGenerator[ChatChunk, None]:
-        async for frame in self._said(request):
-            yield ChatChunk.model_validate(frame)
+        async with aclosing(self._said(request)) as frames:
+            async for frame in frames:
+                yield ChatChunk.model_validate(frame)
 
     async def complete(self, model: str, request: CompletionRequest) -> AsyncGenerator[Completion, None]:
-        async for frame in self._said(request):
-            yield Completion.model_validate(frame)
+        async with aclosing(self._said(request)) as frames:
+            async for frame in frames:
+                yield Completion.model_validate(frame)
 
-    async def _said(self, request: ChatRequest | CompletionRequest) -> AsyncIterator[dict[str, Any]]:
+    async def _said(self, request: ChatRequest | CompletionRequest) -> AsyncGenerator[dict[str, Any], None]:
         self.asked.append(request)
         try:
             for frame in self.frames:
