@@ -308,7 +308,11 @@ CHOICES: list[tuple[Any, set[str], bool, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("choice", "may", "must", "then"), CHOICES, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(
+    ("choice", "may", "must", "then"),
+    CHOICES,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value)[:40],
+)
 def test_a_choice_of_tools(tmp_path: Path, choice: Any, may: set[str], must: bool, then: set[str]) -> None:
     """It holds in the first step; then the model may answer, and stays within the allowed tools."""
     tools = [NOW, SUMS, {"type": "web_search"}]
