@@ -10,5 +10,6 @@ lint:
 types:
     mypy
 
+# Two files at a time: tests wait more than they work, and those of one file share servers.
 test:
-    pytest
+    pytest -n 2 --dist loadfile

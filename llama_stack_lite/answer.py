@@ -29,12 +29,14 @@ from .api.inference import (
     Usage,
     Wire,
 )
+from .api.pages import Named
 from .api.safety import Blocked
 from .client import client
 from .errors import ClientGone, InvalidRequest, StackError, UpstreamError
 
 B = TypeVar("B", bound=BaseModel)
 T = TypeVar("T")
+Listed = TypeVar("Listed", bound=Named)
 log = logging.getLogger(__name__)
 
 PATIENCE = 0.02  # seconds before a client that may have left is looked for
@@ -207,6 +209,16 @@ class EventStream(Response):
             yield self.frames.failure(StackError("internal error; the server's log has it"))
         if self.frames.end:
             yield self.frames.end
+
+
+def page(found: list[Listed], *, limit: int, after: str | None) -> tuple[list[Listed], bool]:
+    """At most `limit` of them behind the one called `after`, and whether there are more."""
+    if after is not None:
+        places = [number for number, each in enumerate(found) if each.id == after]
+        if not places:
+            raise InvalidRequest(f"after: there is no `{after}` in this list", param="after")
+        found = found[places[0] + 1 :]
+    return found[:limit], len(found) > limit
 
 
 async def last(events: AsyncGenerator[Any, None]) -> dict[str, Any]:

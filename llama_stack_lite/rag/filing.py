@@ -3,8 +3,9 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import TypeVar
 
 from pydantic import TypeAdapter
@@ -90,7 +91,7 @@ class Filing:
 
     async def _judge(self, found: Sequence[Chunk]) -> None:
         """Raise `InvalidRequest` where a shield refuses a chunk; `GuardFailed` where one cannot judge."""
-        if refusal := await refused(self.stack, [self._told(chunk) for chunk in found]):
+        if refusal := await refused(self.stack, (self._told(chunk) for chunk in found)):
             raise InvalidRequest(refusal[1].refusal())
 
     def _told(self, chunk: Chunk) -> str:
@@ -209,17 +210,19 @@ async def remove_from_index(stack: Stack, provider: str, index: Index, keys: Seq
             await stack.vector_io[provider].remove(index, keys)
 
 
-async def refused(stack: Stack, texts: Sequence[str]) -> tuple[int, Blocked] | None:
+async def refused(stack: Stack, texts: Iterable[str]) -> tuple[int, Blocked] | None:
     """The number of the first text that a shield refuses to take in, and what it found.
+
+    No text is made where nothing is judged.
 
     Raises `GuardFailed` where one cannot judge.
     """
     if not (await stack.judge.watch(())).shields("upload"):
         return None
-    for start in range(0, len(texts), JUDGED):
-        piece = texts[start : start + JUDGED]
-        verdicts = await asyncio.gather(*(enforcement.judged(stack, "upload", text) for text in piece))
-        for number, blocked in enumerate(verdicts, start):
+    left = enumerate(texts)
+    while piece := [*islice(left, JUDGED)]:
+        verdicts = await asyncio.gather(*(enforcement.judged(stack, "upload", text) for _, text in piece))
+        for (number, _), blocked in zip(piece, verdicts, strict=True):
             if blocked:
                 return number, blocked
     return None

@@ -117,7 +117,7 @@ def _ids(given: Sequence[RawChunk]) -> list[str]:
 
 async def _judge(stack: Stack, given: Sequence[RawChunk]) -> None:
     """Raise `InvalidRequest` for the first that a shield refuses, `GuardFailed` where one cannot judge."""
-    if found := await refused(stack, ["\n".join(strings(chunk, skip=SKIPPED)) for chunk in given]):
+    if found := await refused(stack, ("\n".join(strings(chunk, skip=SKIPPED)) for chunk in given)):
         number, blocked = found
         raise InvalidRequest(blocked.refusal(), param=f"chunks[{number}]", code="content_filter")
 

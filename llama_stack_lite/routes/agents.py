@@ -6,6 +6,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response as HTTPResponse
 
+from llama_stack_lite import answer
 from llama_stack_lite.agent.agents import Agents
 from llama_stack_lite.agent.named import Named
 from llama_stack_lite.answer import BodyRoute
@@ -54,12 +55,8 @@ async def list_agents(
     """Every agent in its newest version, the distribution's own first; `after` is the last one seen."""
     found = await _named(http).all()
     ordered = found if order == "asc" else found[::-1]
-    ids = [agent.id for agent in ordered]
-    if after is not None and after not in ids:
-        raise InvalidRequest(f"after: there is no agent `{after}`", param="after")
-    start = ids.index(after) + 1 if after is not None else 0
-    data = ordered[start : start + limit]
-    return _json(AgentList.of(data, more=start + limit < len(ordered)))
+    data, more = answer.page(ordered, limit=limit, after=after)
+    return _json(AgentList.of(data, more=more))
 
 
 @router.get("/{agent_id}", response_model=Agent)

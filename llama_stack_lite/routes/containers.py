@@ -2,7 +2,7 @@
 
 from email.message import Message
 from email.parser import HeaderParser
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request
 from pydantic import ValidationError
@@ -24,8 +24,6 @@ from llama_stack_lite.api.containers import (
 )
 from llama_stack_lite.errors import ClientGone, InvalidRequest, NotFound
 from llama_stack_lite.stack import Stack
-
-T = TypeVar("T", Container, ContainerFile)
 
 router = APIRouter(prefix="/v1/containers", tags=["containers"], route_class=BodyRoute)
 
@@ -69,7 +67,7 @@ async def list_containers(
     """The containers that were made here; those that conversations have of their own are not shown."""
     found = [each for provider in _providers(http) for each in provider.containers()]
     found = sorted(found, key=lambda each: each.created_at, reverse=order == "desc")
-    page, more = _page([each for each in found if name in (None, each.name)], limit, after)
+    page, more = answer.page([each for each in found if name in (None, each.name)], limit=limit, after=after)
     return ContainerList.of(page, more=more)
 
 
@@ -104,7 +102,8 @@ async def list_files(
 ) -> ContainerFileList:
     """The files that lie in the container's folder itself, the last written first unless `order` is `asc`."""
     found = await answer.whole(http, _of(http, container_id).files(container_id))
-    page, more = _page(sorted(found, key=lambda file: file.created_at, reverse=order == "desc"), limit, after)
+    found = sorted(found, key=lambda file: file.created_at, reverse=order == "desc")
+    page, more = answer.page(found, limit=limit, after=after)
     return ContainerFileList.of(page, more=more)
 
 
@@ -181,16 +180,6 @@ async def _file(provider: Containers, container_id: str, file_id: str) -> Contai
 
 def _name(file: ContainerFile) -> str:
     return file.path.rpartition("/")[2]
-
-
-def _page(found: list[T], limit: int, after: str | None) -> tuple[list[T], bool]:
-    """At most `limit` of them behind the one called `after`, and whether there are more."""
-    if after is not None:
-        places = [number for number, each in enumerate(found) if each.id == after]
-        if not places:
-            raise InvalidRequest(f"after: there is no `{after}` in this list", param="after")
-        found = found[places[0] + 1 :]
-    return found[:limit], len(found) > limit
 
 
 def uploaded(content_type: str, body: bytes) -> tuple[str, bytes] | str:

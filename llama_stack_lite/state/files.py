@@ -50,7 +50,7 @@ async def listed(store: Store, asked: Paging, *, purpose: str | None = None) -> 
     query = select(files) if purpose is None else select(files).where(column.purpose == purpose)
     by = (column.created_at, column.id)
     found, more = await store.read(
-        lambda connection: page(connection, query, column.id, by=by, asked=asked, within=here())
+        lambda connection: page(connection, query, column.id, by=by, asked=asked, within=unexpired())
     )
     return [shown(each) for each in found], more
 
@@ -99,13 +99,13 @@ def shown(row: Row[Any]) -> FileObject:
     )
 
 
-def here() -> ColumnElement[bool]:
+def unexpired() -> ColumnElement[bool]:
     """What a file must be that has not expired."""
     return or_(column.expires_at.is_(None), column.expires_at > time.time())
 
 
 def _row(connection: Connection, file_id: str) -> Row[Any]:
-    query: Select[Any] = select(files).where(column.id == file_id, here())
+    query: Select[Any] = select(files).where(column.id == file_id, unexpired())
     found = connection.execute(query).one_or_none() if well_formed(file_id) else None
     if found is None:
         raise NotFound("file", file_id)

@@ -23,7 +23,7 @@ from llama_stack_lite.errors import InvalidRequest, NotFound
 
 from . import documents as contents
 from . import vector_stores
-from .files import here as unexpired
+from .files import unexpired
 from .journal import now
 from .paging import Paging, page
 from .tables import chunks, documents, file_batches, files

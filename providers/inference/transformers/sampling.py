@@ -44,7 +44,7 @@ class Sampler:
         for token, bias in s.logit_bias.items():
             if token < len(logits):
                 logits[token] += bias
-        if (s.repeat_penalty, s.frequency_penalty, s.presence_penalty) == (1.0, 0.0, 0.0):
+        if not s.penalizes:
             return
         for token, count in Counter(self._recent).items():
             logits[token] *= s.repeat_penalty if logits[token] <= 0 else 1 / s.repeat_penalty
@@ -52,7 +52,7 @@ class Sampler:
 
     def _chosen(self, logits: Logits) -> int:
         s = self.sampling
-        if s.temperature == 0 or s.top_p == 0:
+        if s.greedy:
             return int(logits.argmax())
         tokens = _best(logits, s.top_k) if s.top_k else _sorted(logits, s.temperature)
         chances = np.exp(logits[tokens] - logits[tokens[0]], dtype=np.float64)
