@@ -87,14 +87,13 @@ def create_app(config: StackConfig) -> FastAPI:
 
 
 def _routers(config: StackConfig) -> list[APIRouter]:
-    """The routes of what the distribution has."""
-    modules = (inference, messages, containers, safety, metrics, system)
-    found = [module.router for module in modules]
-    if config.storage:
-        found += load("llama_stack_lite.routes.stateful:ROUTERS", extra="agents")
+    """The routes of what the distribution has, those first that are asked most: each is tried in its turn."""
+    found = [inference.router]
     if config.storage and config.vector_io:
         found += load("llama_stack_lite.routes.searchable:ROUTERS", extra="documents")
-    return found
+    if config.storage:
+        found += load("llama_stack_lite.routes.stateful:ROUTERS", extra="agents")
+    return [*found, *(module.router for module in (messages, containers, safety, metrics, system))]
 
 
 class KeyCheck:

@@ -6,7 +6,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from threading import Lock
@@ -14,7 +14,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import snowballstemmer
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, bindparam, func, select
 
 from llama_stack_lite.api.ids import token, well_formed
 from llama_stack_lite.api.vector_io import Index
@@ -38,14 +38,19 @@ RRF = 5  # from which rank on the next is worth little less; benchmarks/rag.py
 CANDIDATES = 20  # hits that a model ranks again
 LONGEST = 64  # different words of a query
 LONGEST_WORD = 128  # characters
-MOST_ROWS = 600  # chunks of a large store that are looked at for their words, about
+MOST_ROWS = 450  # chunks of a large store that are looked at for their words, about
 SMALL = 20_000  # chunks of a store of which twice as many are, as it takes less to find them
 CHOSEN = 40  # of those that are looked at, that are scored
 RAREST = 6  # words of a query that choose them
 TOGETHER = 2  # how much more often words stand together than they would by chance
+TOUCHED = 60  # seconds for which a store counts as in use after a search
 AGE = 10  # seconds after which all chunks are counted again
 COMMON = 500  # chunks with a word from which on their number is remembered
 
+STORE = STORES.where(vector_stores.c.id == bindparam("id"))  # built once: that takes longer than to run it
+
+Lists = dict[SearchMode, dict[int, float]]  # scores of keys, from 0 to 1, best first
+Among = list[int] | None  # the only keys that are looked at
 Choice = list[tuple[str, list[str]]]  # words, each with those of which it needs one beside it
 
 WORD = re.compile(r"[^\W_]+")
@@ -90,8 +95,6 @@ async def search(
     Without `queries` an `embedding` finds by vectors, and neither of them lists what `filters` finds.
     Raises `NotFound` for a store, `InvalidRequest` where it has expired or its model is gone.
     """
-    rows = await stack.store.read(lambda connection: _stores(connection, stores))
-    await _touch(stack, rows)
     if asked.rewrite_query:
         queries = [await rewritten(stack, query) for query in queries]
     named = asked.ranking_options.ranker
@@ -99,7 +102,9 @@ async def search(
     model = ranker(stack, named) if queries and named != "none" else None
     wanted = max(asked.max_num_results, asked.ranking_options.candidates or CANDIDATES if model else 0)
     texts: list[str | None] = [*queries] or [None]
-    seekers = [Seeker(stack, row, asked, wanted, query, embedding) for row in rows for query in texts]
+    known = _known.setdefault(stack.store, Known())
+    asks = [(id, text) for id in dict.fromkeys(stores) for text in texts]
+    seekers = [Seeker(stack, known, id, asked, wanted, text, embedding) for id, text in asks]
     found: dict[int, Found] = {}
     for part in await asyncio.gather(*(seeker.found() for seeker in seekers)):
         for each in part:
@@ -122,7 +127,8 @@ class Seeker:
     """One query of one store: lists of keys by vectors and by words, made one list of chunks."""
 
     stack: Stack
-    store: Row[Any]
+    known: "Known"
+    id: str
     asked: Search
     wanted: int
     query: str | None
@@ -134,57 +140,67 @@ class Seeker:
         What is near is looked up first, and then whether it may be shown: only where too little is left are
         all that may be shown picked out, and searched alone.
         """
-        read = self.stack.store.read
-        if self.query is None and self.embedding is None:
-            listed = await read(lambda connection: self._listed(connection))
-            return [Found(row, 1.0) for row in listed]
-        depth = max(DEPTH, 2 * self.wanted)
+        read, wanted = self.stack.store.read, self.wanted
+        depth = max(DEPTH, 2 * wanted)
         limit = depth if self.asked.filters is None else 4 * depth
-        lists = await self._lists(limit, None)
+        # what takes longest begins at once where the store's model is known, which never is another
+        vector, (store, lists) = await asyncio.gather(
+            self._vector(self.known.models.get(self.id)),
+            read(lambda connection: self._opened(connection, limit)),
+        )
+        self.known.models[self.id] = store.model
+        if store.last_active_at < time.time() - TOUCHED:
+            await self.stack.store.write(partial(touch, store_id=self.id))
+        if self.query is None and self.embedding is None:
+            return [Found(row, 1.0) for row in await read(self._listed)]
+        vector = vector or await self._vector(store.model)
+        lists |= await self._near(store, vector, limit, None)
         rows = await read(lambda connection: self._shown(connection, lists))
-        if any(len(near) == limit and len(rows.keys() & near) < self.wanted for near in lists.values()):
-            among = await read(lambda connection: self._all(connection))
-            lists = await self._lists(depth, among)
+        if any(len(near) == limit and len(rows.keys() & near) < wanted for near in lists.values()):
+            among = await read(self._all)
+            lists = await read(lambda connection: self._said(connection, store, depth, among))
+            lists |= await self._near(store, vector, depth, among)
             rows = await read(lambda connection: self._shown(connection, lists))
         shown = {mode: {key: ranked[key] for key in ranked if key in rows} for mode, ranked in lists.items()}
         return [Found(rows[key], score) for key, score in self._fused(shown).items()]
 
-    async def _lists(self, limit: int, among: list[int] | None) -> dict[SearchMode, dict[int, float]]:
-        """For each way of searching the scores of keys, from 0 to 1, best first."""
-        mode = self.asked.search_mode
-        ways: dict[SearchMode, Awaitable[dict[int, float]]] = {}
-        if mode != "keyword" or self.query is None:
-            ways["vector"] = self._near(limit, among)
-        if mode != "vector" and self.query is not None:
-            terms = list(dict.fromkeys(words(self.query)))[:LONGEST]
-            counted = _counted.setdefault(self.stack.store, Counted())
-            ways["keyword"] = self.stack.store.read(
-                lambda connection: _by_words(connection, self.store, counted, terms, limit, among)
-            )
-        return dict(zip(ways, await asyncio.gather(*ways.values()), strict=True))
+    def _opened(self, connection: Connection, limit: int) -> tuple[Row[Any], Lists]:
+        """The store as it is now, and what has words of the query."""
+        store = _store(connection, self.id)
+        return store, self._said(connection, store, limit, None)
 
-    async def _near(self, limit: int, among: list[int] | None) -> dict[int, float]:
-        index = Index(self.store.id, self.store.dimension, self.store.version)
-        provider = self.stack.vector_io[self.store.provider]
-        near = await provider.nearest(index, await self._vector(), limit=limit, among=among)
-        return {key: min(1.0, max(0.0, score)) for key, score in near}
+    def _said(self, connection: Connection, store: Row[Any], limit: int, among: Among) -> Lists:
+        if self.query is None or self.asked.search_mode == "vector":
+            return {}
+        terms = list(dict.fromkeys(words(self.query)))[:LONGEST]
+        return {"keyword": _by_words(connection, store, self.known, terms, limit, among)}
 
-    async def _vector(self) -> list[float]:
-        """What the index is asked for, of length 1."""
-        vector, param = self.embedding, "embedding"
+    async def _vector(self, model_id: str | None) -> list[float] | None:
+        """What the index is asked for; None where it is not asked, or no model is known yet."""
+        if self.query is None or self.embedding is not None:
+            return self.embedding
+        if self.asked.search_mode == "keyword" or model_id is None:
+            return None
+        model = self.stack.model(model_id, "embedding")
+        text = f"{model.card.query_prefix or ''}{self.query}"
+        return (await model.provider.embed(model.name, [text])).vectors[0]
+
+    async def _near(self, store: Row[Any], vector: list[float] | None, limit: int, among: Among) -> Lists:
         if vector is None:
-            model = self.stack.model(self.store.model, "embedding")
-            text = f"{model.card.query_prefix or ''}{self.query}"
-            vector, param = (await model.provider.embed(model.name, [text])).vectors[0], "query"
+            return {}
         length = math.hypot(*vector)
-        if len(vector) != self.store.dimension or not math.isfinite(length) or not length:
+        if len(vector) != store.dimension or not math.isfinite(length) or not length:
+            param = "query" if self.embedding is None else "embedding"
             raise InvalidRequest(
-                f"{param}: the vectors of this store have {self.store.dimension} dimensions, and are not 0",
+                f"{param}: the vectors of this store have {store.dimension} dimensions, and are not 0",
                 param=param,
             )
-        return [value / length for value in vector]
+        unit = [value / length for value in vector]
+        index = Index(store.id, store.dimension, store.version)
+        near = await self.stack.vector_io[store.provider].nearest(index, unit, limit=limit, among=among)
+        return {"vector": {key: min(1.0, max(0.0, score)) for key, score in near}}
 
-    def _fused(self, lists: dict[SearchMode, dict[int, float]]) -> dict[int, float]:
+    def _fused(self, lists: Lists) -> dict[int, float]:
         """One score for each key, by reciprocal rank fusion unless the search asks for `weighted`.
 
         A rank by words counts as much as what they tell of the query, which is their score: of a question in
@@ -208,14 +224,12 @@ class Seeker:
     def _may(self) -> ColumnElement[bool]:
         """What a document must be for its chunks to be found."""
         filters = [condition(self.asked.filters)] if self.asked.filters else []
-        return and_(documents.c.store == self.store.id, documents.c.status == "completed", *filters)
+        return and_(documents.c.store == self.id, documents.c.status == "completed", *filters)
 
-    def _shown(
-        self, connection: Connection, lists: dict[SearchMode, dict[int, float]]
-    ) -> dict[int, Row[Any]]:
-        keys = {key for ranked in lists.values() for key in ranked}
+    def _shown(self, connection: Connection, lists: Lists) -> dict[int, Row[Any]]:
+        given = {"keys": [*{key for ranked in lists.values() for key in ranked}], "store": self.id}
         query = SHOWN.where(condition(self.asked.filters)) if self.asked.filters else SHOWN
-        return {row.key: row for row in connection.execute(query, {"keys": [*keys], "store": self.store.id})}
+        return {row.key: row for row in connection.execute(query, given)}
 
     def _all(self, connection: Connection) -> list[int]:
         joined = chunks.join(documents, chunks.c.document == documents.c.key)
@@ -226,55 +240,42 @@ class Seeker:
         return list(connection.execute(query))
 
 
-def _stores(connection: Connection, ids: Sequence[str]) -> list[Row[Any]]:
-    """The stores, in their order, as they are now."""
-    wanted = [id for id in ids if well_formed(id)]
-    found = {row.id: row for row in connection.execute(STORES.where(vector_stores.c.id.in_(wanted)))}
-    for id in ids:
-        if id not in found:
-            raise NotFound("vector store", id, param="vector_store_id")
-        if found[id].expired:
-            raise InvalidRequest(f"vector store `{id}` has expired", param="vector_store_id", code="expired")
-    return [found[id] for id in dict.fromkeys(ids)]
-
-
-async def _touch(stack: Stack, rows: list[Row[Any]]) -> None:
-    """Say that the stores are in use, as far as nobody did in the last minute."""
-    for row in rows:
-        if row.last_active_at < time.time() - 60:
-            await stack.store.write(partial(touch, store_id=row.id))
+def _store(connection: Connection, id: str) -> Row[Any]:
+    """A store as it is now."""
+    row = connection.execute(STORE, {"id": id}).one_or_none() if well_formed(id) else None
+    if row is None:
+        raise NotFound("vector store", id, param="vector_store_id")
+    if row.expired:
+        raise InvalidRequest(f"vector store `{id}` has expired", param="vector_store_id", code="expired")
+    return row
 
 
 # ------------------------------------------------------------ by words
 
 
 @dataclass(slots=True)
-class Counted:
-    """What is known of a database's words for a while: they need not be counted for each search."""
+class Known:
+    """What is known of a database, of its words for a while: they need not be counted for each search."""
 
+    models: dict[str, str] = field(default_factory=dict)  # of stores
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of stores: at which version, chunks
     whole: tuple[float, int] = (-math.inf, 0)  # when all chunks were counted, and how many there were
     words: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # when there were so many
 
 
-_counted: WeakKeyDictionary[Store, Counted] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Store, Known] = WeakKeyDictionary()
 
 
 def _by_words(
-    connection: Connection,
-    store: Row[Any],
-    counted: Counted,
-    terms: list[str],
-    limit: int,
-    among: list[int] | None,
+    connection: Connection, store: Row[Any], known: Known, terms: list[str], limit: int, among: Among
 ) -> dict[int, float]:
     """The chunks with the most, and the rarest, of the words, by BM25; 1 has all of them."""
     if not terms or among == []:
         return {}
     said = STATEMENTS[connection.dialect.name]
     mark = token(store.id)
-    size, whole = _sizes(connection, store, counted)
-    counts = _counts(connection, said, mark, terms, counted, size)
+    size, whole = _sizes(connection, store, known)
+    counts = _counts(connection, said, mark, terms, known, size)
     if said.whole:
         counts = {term: math.ceil(count * size / whole) for term, count in counts.items()}
     if not counts:
@@ -308,38 +309,38 @@ def _by_words(
     return _bm25(_often(connection, said, [*keys], list(counts)), weights, limit)
 
 
-def _sizes(connection: Connection, store: Row[Any], counted: Counted) -> tuple[int, int]:
+def _sizes(connection: Connection, store: Row[Any], known: Known) -> tuple[int, int]:
     """How many chunks a store has, and about how many there are in all."""
-    version, size = counted.sizes.get(store.id, (None, 0))
+    version, size = known.sizes.get(store.id, (None, 0))
     if version != store.version:
         query = select(func.sum(documents.c.chunks)).where(documents.c.store == store.id)
         size = int(connection.scalar(query) or 0)
-        counted.sizes[store.id] = (store.version, size)
-    if counted.whole[0] < time.monotonic() - AGE:
-        counted.whole = time.monotonic(), connection.scalar(select(func.max(chunks.c.key))) or 1
-    return size, max(size, counted.whole[1])
+        known.sizes[store.id] = (store.version, size)
+    if known.whole[0] < time.monotonic() - AGE:
+        known.whole = time.monotonic(), connection.scalar(select(func.max(chunks.c.key))) or 1
+    return size, max(size, known.whole[1])
 
 
 def _counts(
-    connection: Connection, said: Statements, token: str, terms: list[str], counted: Counted, size: int
+    connection: Connection, said: Statements, token: str, terms: list[str], known: Known, size: int
 ) -> dict[str, int]:
     """How many chunks have each word; those that none has are left out.
 
     What takes long to count, as many have it, is not counted again until the store is another.
     """
     place = "" if said.whole else token
-    known = {
+    counts = {
         term: count
         for term in terms
-        for count, then in [counted.words.get((place, term), (0, 0))]
+        for count, then in [known.words.get((place, term), (0, 0))]
         if count and abs(size - then) * 10 <= size
     }
-    if new := [term for term in terms if term not in known]:
+    if new := [term for term in terms if term not in counts]:
         for term, count in connection.execute(said.counts, {"terms": new, "store": token}):
-            known[term] = count
+            counts[term] = count
             if count >= COMMON:
-                counted.words[place, term] = (count, size)
-    return {term: count for term, count in known.items() if count}
+                known.words[place, term] = (count, size)
+    return {term: count for term, count in counts.items() if count}
 
 
 def _selective(counts: Mapping[str, int], rarest: list[str], size: int) -> Choice:
@@ -371,10 +372,8 @@ def _often(
 ) -> dict[int, tuple[int, dict[str, int]]]:
     """For each chunk how many words it has, and how often it has each that is searched for."""
     found: dict[int, tuple[int, dict[str, int]]] = {}
-    wanted = frozenset(terms)
-    if not keys:
-        return found
-    for key, length, said_words, count in connection.execute(said.often, {"keys": keys, "terms": terms}):
+    wanted, given = frozenset(terms), {"keys": json.dumps(keys), "terms": terms}
+    for key, length, said_words, count in connection.execute(said.often, given):
         if count is None:
             has = said_words.split()
             found[key] = (len(has), Counter(filter(wanted.__contains__, has)))

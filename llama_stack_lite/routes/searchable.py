@@ -3,9 +3,9 @@
 from . import store_files, vector_io, vector_stores
 
 ROUTERS = (
-    vector_stores.router,
     vector_stores.searching,
-    store_files.router,
-    vector_io.router,
     vector_io.searching,
+    vector_io.router,
+    vector_stores.router,
+    store_files.router,
 )

@@ -45,8 +45,9 @@ STATEMENTS = {
         ),
         found=text(f"{FTS5} {BEST}"),
         among=text(f"{FTS5} AND +rowid IN (SELECT value FROM json_each(:among)) {BEST}"),
-        often=text("SELECT rowid, NULL, terms, NULL FROM keywords WHERE rowid IN :keys").bindparams(
-            bindparam("keys", expanding=True)
+        often=text(
+            "SELECT rowid, NULL, terms, NULL FROM keywords "
+            "WHERE rowid IN (SELECT value FROM json_each(:keys))"
         ),
         each='"{}"',
         all=" AND ",
@@ -64,7 +65,8 @@ STATEMENTS = {
         among=text(TSVECTOR.format(among="AND key IN (SELECT json_array_elements_text(:among)::bigint)")),
         often=text(
             "SELECT key, length, lexeme, cardinality(positions) FROM keywords, unnest(terms) "
-            "WHERE key = ANY(:keys) AND lexeme = ANY(CAST(:terms AS text[]))"
+            "WHERE key IN (SELECT json_array_elements_text(:keys)::bigint) "
+            "AND lexeme = ANY(CAST(:terms AS text[]))"
         ),
         each="'{}'",
         all=" & ",
