@@ -408,6 +408,42 @@ def test_the_threshold(config: StackConfig) -> None:
     asyncio.run(scenario())
 
 
+def test_the_mode_says_which_side_of_a_search_is_looked_at(config: StackConfig) -> None:
+    chunks = corpus(30)
+
+    async def scenario() -> None:
+        async with serving(config) as http:
+            store = await made(http, chunks)
+            words, vector = {"query": "amber birch"}, {"embedding": chunks[2]["embedding"]}
+            asked: list[dict[str, Any]] = [
+                words | {"search_mode": "keyword"},
+                words | vector | {"search_mode": "keyword"},
+                vector,
+                words | vector | {"search_mode": "vector"},
+            ]
+            said, said_too, near, near_too = [dict(await query(http, store, **each)) for each in asked]
+            assert [*said] == [*said_too] and [*near] == [*near_too] and [*said] != [*near]
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_was_searched_is_searched_the_same_again_until_it_is_deleted(
+    config: StackConfig,
+) -> None:
+    """Its model is known from then on, and the query is embedded while the store is read."""
+
+    async def scenario() -> None:
+        async with serving(config) as http:
+            store, asked = await made(http, corpus(30)), {"query": "amber birch cedar"}
+            first = await posted(http, f"/v1/vector_stores/{store}/search", **asked)
+            assert first["data"] and first == await posted(http, f"/v1/vector_stores/{store}/search", **asked)
+            await http.delete(f"/v1/vector_stores/{store}")
+            gone = await http.post(f"/v1/vector_stores/{store}/search", json=asked)
+            assert gone.status_code == 404 and gone.json()["error"]["param"] == "vector_store_id"
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BIG)
 def test_ten_thousand_chunks(backend: str, tmp_path: Path) -> None:

@@ -177,10 +177,10 @@ class Seeker:
 
     async def _vector(self, model_id: str | None) -> list[float] | None:
         """What the index is asked for; None where it is not asked, or no model is known yet."""
-        if self.query is None or self.embedding is not None:
-            return self.embedding
-        if self.asked.search_mode == "keyword" or model_id is None:
+        if self.query is not None and self.asked.search_mode == "keyword":
             return None
+        if self.query is None or self.embedding is not None or model_id is None:
+            return self.embedding
         model = self.stack.model(model_id, "embedding")
         text = f"{model.card.query_prefix or ''}{self.query}"
         return (await model.provider.embed(model.name, [text])).vectors[0]
@@ -255,7 +255,7 @@ def _store(connection: Connection, id: str) -> Row[Any]:
 
 @dataclass(slots=True)
 class Known:
-    """What is known of a database, of its words for a while: they need not be counted for each search."""
+    """What is known of a database: its stores' models, and how often there are words, for a while."""
 
     models: dict[str, str] = field(default_factory=dict)  # of stores
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)  # of stores: at which version, chunks
