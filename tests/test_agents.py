@@ -327,7 +327,7 @@ def test_an_inner_turn_ends_with_the_outer(ending: str, tmp_path: Path) -> None:
 
 
 async def until(done: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not done():  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.01)
 

@@ -73,7 +73,7 @@ def said(result: CallToolResult) -> list[str]:
 
 
 async def until(done: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not done():  # noqa: ASYNC110 - it happens in the server's thread
             await asyncio.sleep(0.01)
 
@@ -160,7 +160,7 @@ def test_an_older_client_that_leaves_stops_the_model(tmp_path: Path) -> None:
     slow = {"content": "one two three four five six", "delay": 1}
 
     async def main(running: Running) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async with Client(f"{running.url}/mcp", mode="legacy") as client:
                 call = asyncio.create_task(client.call_tool("support", {"input": "x"}))
                 await until(lambda: model(running).requests)

@@ -22,7 +22,7 @@ ENDED = ("completed", "incomplete", "failed", "cancelled")
 
 async def ended(server: Responding, response: dict[str, Any]) -> dict[str, Any]:
     """A background response once it has ended."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             found = (await server.http.get(f"/v1/responses/{response['id']}")).json()
             if found["status"] in ENDED:
