@@ -33,7 +33,7 @@ from .rewriting import rewritten
 from .showing import around, judged
 from .unspaced import foreign
 
-DEPTH = 30  # hits by vectors, and by words, that are fused at least
+DEPTH = 20  # hits by vectors, and by words, that are fused at least
 RRF = 5  # from which rank on the next is worth little less; benchmarks/rag.py
 CANDIDATES = 20  # hits that a model ranks again
 LONGEST = 64  # different words of a query
