@@ -306,7 +306,7 @@ def _by_words(
         keys |= dict.fromkeys(connection.scalars(said.found if among is None else said.among, given))
         if len(keys) >= limit:
             break
-    return _bm25(_often(connection, said, [*keys], list(counts)), weights, limit)
+    return _bm25(_often(connection, said, [*keys], list(counts)), weights, limit) if keys else {}
 
 
 def _sizes(connection: Connection, store: Row[Any], known: Known) -> tuple[int, int]:
