@@ -1,10 +1,11 @@
 """The ASGI application: lifespan, routes, keys and limits, one error handler."""
 
+import asyncio
 import hmac
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -17,11 +18,11 @@ from pydantic import BaseModel, SecretStr
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .anthropic.errors import failure, request_id
 from .config import StackConfig
-from .errors import InvalidRequest, StackError, Unauthorized
+from .errors import InvalidRequest, StackError, TooLarge, Unauthorized
 from .plugins import load
 from .routes import containers, inference, mcp, messages, metrics, safety, system
 from .stack import SafetyOff, Stack
@@ -44,6 +45,7 @@ class ErrorBody(BaseModel):
 
 # mistakes within an object, which thus was of the right form
 WITHIN = {"union_tag_invalid", "union_tag_not_found", "value_error"}
+LINGER = 5  # seconds that a client may go on sending what was refused
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 405, 413, 429, 500, 502, 503, 504)
@@ -120,6 +122,24 @@ class KeyCheck:
         return any(matches)
 
 
+class Lingering(JSONResponse):
+    """An answer to a body that still comes: the rest is read for a while, and thrown away.
+
+    A connection that is closed before is reset, and the client may lose the answer (RFC 9112, 9.6).
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def opened(message: Message) -> None:
+            await send({**message, "more_body": True} if "body" in message else message)
+
+        await super().__call__(scope, receive, opened)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER):
+                while (await receive()).get("more_body"):
+                    pass
+        await send({"type": "http.response.body"})
+
+
 def _reply(error: StackError, scope: Scope) -> JSONResponse:
     """The error in the words of the API that was asked: Anthropic's below /v1/messages, else OpenAI's."""
     if re.match(r"/v1/messages(/|$)", scope["path"]):
@@ -127,7 +147,8 @@ def _reply(error: StackError, scope: Scope) -> JSONResponse:
         body = failure(error, request=name).model_dump()
         headers = {**error.headers(), "request-id": name}
         return JSONResponse(body, status_code=error.status, headers=headers)
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())
+    kind = Lingering if isinstance(error, TooLarge) else JSONResponse
+    return kind(error.body(), status_code=error.status, headers=error.headers())
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:

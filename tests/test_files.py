@@ -17,7 +17,7 @@ from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types import FileDeleted, FileObject
 from sqlalchemy import update
 
-from llama_stack_lite import uploads
+from llama_stack_lite import server, uploads
 from llama_stack_lite.api.files import FileExpiry
 from llama_stack_lite.config import StackConfig
 from llama_stack_lite.config import load as load_config
@@ -271,13 +271,24 @@ def test_a_file_may_be_larger_than_other_bodies_and_has_its_own_limit(one: Place
         assert found.status_code == 413 and error["param"] == "file"
         assert str(LIMIT) in error["message"] and "documents.max_file_bytes" in error["message"]
 
-    def endless() -> Iterator[bytes]:
-        yield FILE[:-3]
-        while True:
-            yield bytes(100_000)
-
     kind = {"content-type": "multipart/form-data; boundary=x"}
-    assert httpx.post(one.url, content=endless(), headers=kind).status_code == 413
+    late = [FILE[:-3], *[bytes(100_000)] * 300]  # a client that looks for an answer at its end only
+    assert httpx.post(one.url, content=iter(late), headers=kind).status_code == 413
+    assert one.lying() == before
+
+
+def test_a_client_that_never_ends_is_cut_off(one: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LINGER", 0.5)
+    before = one.lying()
+    host, _, port = one.running.url.removeprefix("http://").partition(":")
+    head = f"POST /v1/files HTTP/1.1\r\nhost: {host}\r\ntransfer-encoding: chunked\r\n"
+    head += "content-type: multipart/form-data; boundary=x\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(head.encode() + f"{len(FILE[:-3]):x}\r\n".encode() + FILE[:-3] + b"\r\n")
+        end = time.monotonic() + 30
+        with pytest.raises(OSError):
+            while time.monotonic() < end:
+                connection.sendall(b"186a0\r\n" + bytes(100_000) + b"\r\n")
     assert one.lying() == before
 
 
