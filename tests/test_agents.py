@@ -18,6 +18,7 @@ from tests.support.configs import isolate, mistakes, write
 from tests.support.databases import KINDS, database
 from tests.support.responding import Responding, Searches, config, responding, run, texts
 from tests.support.serving import Running, serve
+from tests.support.waiting import until
 
 MODEL = "test/scripted"
 FUNCTION = {"type": "function", "name": "beep", "parameters": {"type": "object", "properties": {}}}
@@ -324,12 +325,6 @@ def test_an_inner_turn_ends_with_the_outer(ending: str, tmp_path: Path) -> None:
         await until(lambda: server.scripted.cancelled == 1)
 
     run(config(tmp_path, call("clerk", input="?"), slow, agents=TEAM, turns=turns), work)
-
-
-async def until(done: Any) -> None:
-    async with asyncio.timeout(30):
-        while not done():  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(0.01)
 
 
 # ------------------------------------------------------------ as a model of any SDK

@@ -3,8 +3,7 @@
 import asyncio
 import random
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -22,6 +21,7 @@ from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
 from llama_stack_lite.providers.inference.llama_cpp.loading import SHORT, Loaded
 from llama_stack_lite.providers.inference.llama_cpp.threads import Threads
 from tests.support.tiny import write_llama
+from tests.support.waiting import until
 
 GREEDY = Sampling(temperature=0)
 
@@ -294,18 +294,11 @@ def test_one_who_waits_for_a_prefix_goes_on_when_its_reader_is_cancelled(engine:
     async def main() -> list[Step]:
         first = asyncio.create_task(run(engine, prompt))
         second = asyncio.create_task(run(engine, prompt))
-        await until(lambda: any(slot.length for slot in engine.cache.slots))
+        await until(lambda: any(slot.length for slot in engine.cache.slots), pause=0.001)
         first.cancel()
         return await asyncio.wait_for(second, 10)
 
     assert len(said(asyncio.run(main()))) == 8
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.001)
 
 
 def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:

@@ -27,6 +27,7 @@ from tests.conformance.inference import InferenceConformance
 from tests.support.scoring import check_scores
 from tests.support.serving import Running, serve
 from tests.support.tiny import write_llama
+from tests.support.waiting import wait_until
 
 GREEDY = Sampling(temperature=0)
 
@@ -344,7 +345,7 @@ def test_a_client_that_leaves_stops_the_model(starter: Running, stream: bool) ->
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
-        slot = until(
+        slot = wait_until(
             lambda: next((slot for slot in engine.cache.slots if slot.user and slot.user.made > 5), None)
         )
         sequence = slot.user
@@ -352,13 +353,5 @@ def test_a_client_that_leaves_stops_the_model(starter: Running, stream: bool) ->
         time.sleep(0.5)
         pace = (sequence.made - before) / (time.monotonic() - started)
     at_close = sequence.made
-    until(lambda: slot.user is not sequence)
+    wait_until(lambda: slot.user is not sequence)
     assert sequence.made - at_close <= max(3, 0.3 * pace), (at_close, sequence.made, pace)
-
-
-def until(condition: Any) -> Any:
-    deadline = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "it never happened"
-        time.sleep(0.002)
-    return found

@@ -20,6 +20,7 @@ from llama_stack_lite.config import StackConfig
 from llama_stack_lite.providers.inference.scripted import Scripted
 from tests.support.responding import Sums, config
 from tests.support.serving import Running, serve
+from tests.support.waiting import until
 
 MODEL = "test/scripted"
 Mode = Literal["auto", "legacy"]
@@ -70,12 +71,6 @@ def model(running: Running) -> Scripted:
 
 def said(result: CallToolResult) -> list[str]:
     return [block.text for block in result.content if isinstance(block, TextContent)]
-
-
-async def until(done: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
-        while not done():  # noqa: ASYNC110 - it happens in the server's thread
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("mode", MODES)

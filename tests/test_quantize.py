@@ -5,8 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +23,7 @@ from tests.support.lite import env as env
 from tests.support.lite import lite as lite
 from tests.support.serving import models_home, serve
 from tests.support.tiny import write_llama
+from tests.support.waiting import wait_until
 
 WORKING = ".smollm2-135m-iq4_nl.gguf.part"
 
@@ -60,13 +59,6 @@ def file_type(path: Path) -> int:
         return int(weights.meta("general.file_type") or -1)
     finally:
         weights.close()
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # a model of its own

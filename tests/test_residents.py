@@ -1,8 +1,7 @@
 """Models in memory: loaded on first use, let go, failing alone; LoRA adapters over one of them."""
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
 from tests.support.serving import Running, serve
 from tests.support.tiny import write_llama
 from tests.support.tiny_adapter import write_adapter
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,6 @@ def state(server: Running, model: str) -> dict[str, Any]:
     return found
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_model_is_loaded_at_first_use_and_let_go_when_idle(folder: Path) -> None:
     with serve(config(folder / "one.gguf", preload=False, keep_alive=0.3)) as server:
         first = state(server, "one")
@@ -68,7 +61,7 @@ def test_a_model_is_loaded_at_first_use_and_let_go_when_idle(folder: Path) -> No
         said(ask(server, "one"))
         loaded = state(server, "one")
         assert loaded["state"] == "loaded" and loaded["memory"] > 100_000
-        until(lambda: state(server, "one")["state"] == "unloaded")
+        wait_until(lambda: state(server, "one")["state"] == "unloaded")
         said(ask(server, "one"))
 
 

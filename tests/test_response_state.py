@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from tests.support import official
 from tests.support.responding import Responding, config, run, texts
 from tests.support.serving import serve
+from tests.support.waiting import wait_until
 
 SUMS = {"type": "mcp", "server_label": "sums"}
 ADD = {"tool_calls": [{"name": "add", "arguments": {"a": 1, "b": 2}}]}
@@ -247,23 +247,16 @@ def test_a_client_that_leaves_stops_the_model(tmp_path: Path, stream: bool) -> N
                 pass
             reply.close()
         else:
-            until(lambda: statuses(running))
+            wait_until(lambda: statuses(running))
             time.sleep(0.1)  # something was said
         client.close()
         model: Any = running.app.state.stack.inference["test"]
-        until(lambda: statuses(running)[0][1] != "in_progress")
+        wait_until(lambda: statuses(running)[0][1] != "in_progress")
         kept = statuses(running)
         assert model.cancelled == 1 and len(kept) == 1 and kept[0][1] == "cancelled"
         found = httpx.get(f"{running.url}/v1/responses/{kept[0][0]}").json()
         official.response(found)
         assert found["output"][0]["status"] == "incomplete" and texts(found)[0].startswith("0 ")
-
-
-def until(true: Callable[[], Any]) -> None:
-    late = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < late
-        time.sleep(0.02)
 
 
 def statuses(running: Any) -> list[Any]:
