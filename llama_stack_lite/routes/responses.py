@@ -21,7 +21,7 @@ from llama_stack_lite.api.responses import (
     ResponseRequest,
     TokensRequest,
 )
-from llama_stack_lite.errors import InvalidRequest, StackError
+from llama_stack_lite.errors import StackError
 from llama_stack_lite.stack import Stack
 from llama_stack_lite.state import archive
 
@@ -102,9 +102,9 @@ async def input_items(
 ) -> ItemList:
     """What a response was given, page by page."""
     found = await archive.get(_agents(http).stack.store, response_id)
-    if after and after not in {item.id for item in found.input}:
-        raise InvalidRequest(f"after: there is no item `{after}` in this response's input", param="after")
-    return ItemList.page(found.input, include, limit=limit, order=order, after=after)
+    ordered = found.input if order == "asc" else found.input[::-1]
+    items, more = answer.page(ordered, limit=limit, after=after)
+    return ItemList.of(items, include, more=more)
 
 
 @router.post("/input_tokens")

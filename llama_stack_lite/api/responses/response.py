@@ -158,16 +158,10 @@ class ItemList(Wire):
     has_more: bool = False
 
     @classmethod
-    def page(
-        cls, items: list[Item], include: Collection[str], *, limit: int, order: str, after: str | None
-    ) -> "ItemList":
-        """At most `limit` of them, behind the item `after`, which is one of them."""
-        ordered = items if order == "asc" else items[::-1]
-        start = [item.id for item in ordered].index(after) + 1 if after else 0
-        data = ordered[start : start + limit]
-        ends = {"first_id": data[0].id, "last_id": data[-1].id} if data else {}
-        more = start + limit < len(ordered)
-        return cls(data=[shown(item, include) for item in data], has_more=more, **ends)
+    def of(cls, items: list[Item], include: Collection[str], *, more: bool) -> "ItemList":
+        """One page of them."""
+        ends = {"first_id": items[0].id, "last_id": items[-1].id} if items else {}
+        return cls(data=[shown(item, include) for item in items], has_more=more, **ends)
 
 
 class Deleted(Wire):
