@@ -38,6 +38,11 @@ class Moderator:
         }
 
 
+class Server(ThreadingHTTPServer):
+    request_queue_size = 128  # who connects while more than so many wait to be let in may be reset
+    daemon_threads = True
+
+
 @contextmanager
 def moderating(word: str) -> Iterator[Moderator]:
     """Serve until the block ends."""
@@ -63,8 +68,7 @@ def moderating(word: str) -> Iterator[Moderator]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     moderator.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
