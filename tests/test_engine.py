@@ -7,13 +7,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
+import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
 from llama_stack_lite.client import client
 from llama_stack_lite.errors import Busy
+from llama_stack_lite.local import line
 from llama_stack_lite.local.engine import Job, Sampling, Step
 from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, LEAST, Pace
 from llama_stack_lite.providers.inference.llama_cpp.cache import Cache, common
@@ -286,6 +289,24 @@ def test_two_hundred_random_cancels_leave_nothing_behind(engine: Engine) -> None
     asyncio.run(main())
     assert threading.active_count() == threads
     assert len(said(asyncio.run(run(engine, ids(10, 1), made=4)))) == 4
+
+
+def test_a_token_does_not_wait_for_the_next(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    decode, deliver = lib.llama_decode, line.deliver
+
+    def decoding(*arguments: Any) -> int:
+        order.append("decode")
+        return int(decode(*arguments))
+
+    def delivering(events: list[line.Event]) -> None:
+        order.extend("deliver" for _ in events)
+        deliver(events)
+
+    monkeypatch.setattr(lib, "llama_decode", decoding)
+    monkeypatch.setattr(line, "deliver", delivering)
+    assert len(said(asyncio.run(run(engine, ids(10, 1), made=4)))) == 4
+    assert order == ["decode", "deliver"] * 4
 
 
 def test_one_who_waits_for_a_prefix_goes_on_when_its_reader_is_cancelled(engine: Engine) -> None:

@@ -49,6 +49,7 @@ class Line(Generic[T]):
         self.running: list[T] = []
         self.waiting: list[T] = []
         self.broken: str | None = None
+        self._made: list[Event] = []
         self._free = free
         self._seat = seat
         self._turns = 0
@@ -124,6 +125,7 @@ class Line(Generic[T]):
                 self._admit()
                 if self.running:
                     return True
+                self.flush()
                 self._wake.wait()
             return False
 
@@ -142,6 +144,19 @@ class Line(Generic[T]):
         known = {each.client for each in (*self.waiting, *self.running)}
         self._served = Counter({name: turn for name, turn in self._served.items() if name in known})
 
+    def put(self, events: list[Event]) -> None:
+        """Take what a step made, until `flush`."""
+        self._made += events
+
+    def flush(self) -> None:
+        """Deliver what was made; right before the next step computes without the GIL.
+
+        Any earlier the event loop wakes up, takes the GIL between two lines of the engine, and a step waits
+        for all that is written to sockets.
+        """
+        made, self._made = self._made, []
+        deliver(made)
+
     def leave(self, ticket: T) -> None:
         """A slot is free again."""
         self.running.remove(ticket)
@@ -156,7 +171,8 @@ class Line(Generic[T]):
             for ticket in list(self.running):
                 self.leave(ticket)
             self.waiting = []
-        deliver([(ticket, error) for ticket in left])
+        self.put([(ticket, error) for ticket in left])
+        self.flush()
 
 
 def deliver(events: list[Event]) -> None:

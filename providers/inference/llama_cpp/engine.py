@@ -13,7 +13,7 @@ import numpy as np
 
 from llama_stack_lite.errors import StackError, Unavailable
 from llama_stack_lite.local.engine import Job, Step
-from llama_stack_lite.local.line import Event, Line, Ticket, deliver
+from llama_stack_lite.local.line import Event, Line, Ticket
 from llama_stack_lite.local.logits import logprobs
 
 from .batch import BATCH, Batch, Ids, Pace
@@ -126,6 +126,8 @@ class Engine:
         started = time.perf_counter()
         active = self._turn()
         looking = any(sequence.sees() for _, sequence in active)
+        if looking:
+            self.line.flush()
         out = self._see(active) if looking else []
         rows, writers = self._fill([each for each in active if each[0].user and not each[1].sees()])
         code = self._decode() if rows else 0
@@ -139,12 +141,13 @@ class Engine:
         if not looking:  # an image's rows are not a prompt's
             read = self._batch.handle.n_tokens - writers
             self._pace.learn(time.perf_counter() - started, writers=writers, read=read)
-        deliver(out)
+        self.line.put(out)
 
     def _decode(self) -> int:
         """Run the batch; as `_checked` in what it returns and raises."""
         with self._threads.step(self._batch.handle.n_tokens) as threads:
             lib.llama_set_n_threads(self.loaded.context, threads, threads)
+            self.line.flush()
             code = self._checked(lib.llama_decode(self.loaded.context, self._batch.handle))
             lib.llama_synchronize(self.loaded.context)
         return code

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from llama_stack_lite.errors import StackError, Unavailable
 from llama_stack_lite.local.engine import Job, Step
-from llama_stack_lite.local.line import Event, Line, Ticket, deliver
+from llama_stack_lite.local.line import Event, Line, Ticket
 from llama_stack_lite.local.logits import Logits, logprobs
 
 from .cache import memory_of
@@ -73,7 +73,11 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        self.line.run(lambda: deliver([*self._read(), *self._write()]))
+        self.line.run(self._step)
+
+    def _step(self) -> None:
+        self.line.flush()
+        self.line.put([*self._read(), *self._write()])
 
     def _read(self) -> list[Event]:
         """A piece of one prompt: the shortest, which waits for nobody's long one."""
