@@ -145,6 +145,7 @@ async def arrival(server: Server, *, streams: int, before: float) -> Results:
         f"{streams} streams: gap p95 before, ms": [percentile(calm, 95)],
         f"{streams} streams: gap p95 while a long prompt comes, ms": [percentile(busy, 95)],
         f"{streams} streams: ratio of gap p95": [percentile(busy, 95) / percentile(calm, 95)],
+        f"{streams} streams: longest gap while a long prompt comes, ms": [max(busy)],
     }
     return found | compared("long prompt: alone", alone.first, f"beside {streams} streams", beside.first)
 

@@ -333,20 +333,38 @@ def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:
     assert rows(1, writers=0) == 125, "no piece takes longer than 250 ms"
     assert rows(1) == 0, "one step without prompts shows what it takes"
     pace.learn(0.040, writers=4, read=0)
-    assert rows(1) == 15, "three quarters of 40 ms"
+    pace.learn(0.060, writers=5, read=0)
+    assert rows(1, writers=5) == 22, "three quarters of 60 ms"
     assert rows(2) == 60 and rows(60) == 125, "the more wait, the more they get"
     assert rows(1, shortest=Pace.SHORT) == 125, "a short one is soon over"
     assert rows(2, shortest=Pace.SHORT) == rows(2, writers=0) == 250, (
         "several are read in as few steps as can be"
     )
     for _ in range(20):
-        pace.learn(0.040 + 0.010 + 0.002 * 8, writers=4, read=8)  # each piece costs 10 ms beside its rows
-    assert rows(1) == 10
-    pace.learn(10.0, writers=4, read=5)
-    assert rows(1) == LEAST
+        pace.learn(0.060 + 0.004 + 0.002 * 8, writers=5, read=8)  # each piece costs 4 ms beside its rows
+    assert rows(1, writers=5) == 20
     for _ in range(Pace.FRESH):
-        pace.learn(0.080, writers=4, read=4)
-    assert rows(1) == 0, "what a step takes without prompts is looked at anew"
+        pace.learn(0.100, writers=5, read=20)
+    assert rows(1, writers=5) == 0, "what a step takes without prompts is looked at anew"
+
+
+def test_a_long_prompt_beside_few_writers_is_read_in_rare_long_pieces() -> None:
+    """A few rows take a step of their own through the model, which is as long as that of the writers."""
+    pace = Pace()
+    pace.learn(0.064, writers=0, read=32)
+    read = []
+    for _ in range(4 * (Pace.RARE + 1)):
+        read.append(pace.rows(readers=1, writers=4, shortest=2000))
+        pace.learn(0.040 + 0.002 * read[-1], writers=4, read=read[-1])
+    assert set(read) == {0, 125} and read.count(125) == 4, "fewer than one token in twenty is late"
+
+
+def test_a_slow_model_reads_a_few_rows_in_every_step() -> None:
+    """A long piece of it would stall everybody for seconds."""
+    pace = Pace()
+    pace.learn(3.2, writers=0, read=32)
+    pace.learn(0.300, writers=4, read=0)
+    assert pace.rows(readers=1, writers=4, shortest=2000) == LEAST
 
 
 def test_a_busy_core_is_noticed_and_its_return_too() -> None:

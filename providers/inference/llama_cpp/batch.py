@@ -55,14 +55,18 @@ class Pace:
     """Learns what a step takes, so that reading prompts does not stall those who wait for their next token.
 
     While one long prompt is read, a step with a piece of it takes less than twice as long as one without.
-    A short one, or a long one's end, is over in a few steps, so they may be long; and the more prompts wait,
-    the longer, as most people then wait for these. No piece takes much more than `LONGEST`, or twice that
-    where several wait: only between steps a request can come or go.
+    Where that leaves room for a few rows only, each of which takes several times as long as one of many,
+    a long piece goes into one step of `RARE` instead: of a hundred tokens three are late, and none of the
+    others. A short prompt, or a long one's end, is over in a few steps, so they may be long; and the more
+    prompts wait, the longer, as most people then wait for these. No piece takes much more than `LONGEST`, or
+    twice that where several wait: only between steps a request can come or go.
     """
 
     SHARE = 0.75  # of a step without prompts; the rest is for noise
     LONGEST = 0.25  # seconds
     SHORT = 128  # tokens
+    WORTH = 16  # rows in every step, of fewer of which none goes into most steps
+    RARE = 30  # steps
     BULK = 32  # rows from which on a piece shows what a row costs; of fewer, what a piece costs besides
     WEIGHT = 0.2  # of the newest step
     FRESH = 32  # steps with prompts after which one without them shows again what that takes
@@ -72,6 +76,7 @@ class Pace:
         self.row: float | None = None  # seconds of a prompt's row
         self.piece = 0.0  # seconds of a piece beside its rows
         self.age = 0
+        self.since = 0  # steps without prompts since the last piece
 
     def rows(self, *, readers: int, writers: int, shortest: int) -> int:
         """How many rows of prompts the next step may take; `shortest` of them has so many tokens left."""
@@ -86,7 +91,11 @@ class Pace:
             return 0
         share = self.writing[writers] * self.SHARE
         seconds = min(share * readers**2, max(self.LONGEST, share))
-        return self._bounded((seconds - self.piece) / self.row, writers)
+        rows = (seconds - self.piece) / self.row
+        many = self.LONGEST / self.row
+        if rows < self.WORTH and many >= self.BULK:
+            rows = many if self.since * readers**2 >= self.RARE else 0
+        return self._bounded(rows, writers) if rows else 0
 
     def hurries(self, *, writers: int, shortest: int) -> bool:
         """Whether prompts are read as fast as can be: beside nobody, or because they are soon over."""
@@ -97,7 +106,9 @@ class Pace:
         if not read:
             self.writing[writers] = self._mean(self.writing.get(writers), seconds)
             self.age = 0
+            self.since += 1
             return
+        self.since = 0
         self.age += writers > 0
         spent = max(seconds - self.writing.get(writers, 0.0), seconds / 10)
         if read >= self.BULK or self.row is None or spent < 0.9 * read * self.row:

@@ -2,16 +2,19 @@
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 from weakref import WeakSet
 
 FIRST = 8  # steps until the other number is tried; twice as many each time that it proves slower
 LAST = 512  # steps between two trials, at most
+TRIAL = 3  # steps of a trial, of which the one in the middle counts: the first has to wake a thread
+WORSE = 1.5  # times the mean: a step that ends a trial
 BETTER = 0.9  # of the time: what a trial has to gain
 STALLED = 2.0  # times the mean: a step after which the other number is tried at once
 WEIGHT = 0.2  # of the newest step
@@ -27,6 +30,7 @@ class _Choice:
     mean: float | None = None  # seconds a row on those in use
     wait: int = 1  # steps until the other is tried
     patience: int = FIRST
+    trial: list[float] = field(default_factory=list)
 
     def pick(self) -> int:
         return self.other if self.wait == 0 else self.used
@@ -38,11 +42,19 @@ class _Choice:
             self.wait = 0 if cost > STALLED * self.mean else max(0, self.wait - 1)
             self.mean += WEIGHT * (cost - self.mean)
         else:
-            if cost < BETTER * self.mean:
-                self.used, self.other, self.mean, self.patience = self.other, self.used, cost, FIRST
-            else:
-                self.patience = min(2 * self.patience, LAST)
-            self.wait = self.patience
+            self.trial.append(cost)
+            if len(self.trial) == TRIAL or cost > WORSE * self.mean:
+                self._judge(self.mean)
+
+    def _judge(self, mean: float) -> None:
+        """End the trial."""
+        cost = statistics.median(self.trial)
+        if cost < BETTER * mean:
+            self.used, self.other, self.mean, self.patience = self.other, self.used, cost, FIRST
+        else:
+            self.patience = min(2 * self.patience, LAST)
+        self.wait = self.patience
+        self.trial.clear()
 
 
 class Threads:
