@@ -98,6 +98,7 @@ class Engine:
         job = sequence.job
         if not job.score_prompt and self._is_coming(sequence):
             return False
+        self.line.flush()  # to copy a prefix may take a while
         slot, keep = self.cache.take(sequence.prompt, job.adapter)
         keep = self.cache.cut(slot, 0 if job.score_prompt else boundary(sequence.tiles, keep))
         held = {at: tile for at, tile in sequence.tiles.items() if at < keep}
