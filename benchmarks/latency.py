@@ -108,7 +108,7 @@ class Writers:
     async def running(self, count: int) -> AsyncGenerator[None, None]:
         tasks = [asyncio.create_task(self._write()) for _ in range(count)]
         try:
-            while sum(len(answer.blocks) > 2 for answer in self.answers) < count:
+            while sum(len(answer.received) > 2 for answer in self.answers) < count:
                 failed = [task for task in tasks if task.done()]
                 await asyncio.gather(*failed)
                 await asyncio.sleep(0.05)
