@@ -365,6 +365,8 @@ def test_a_slow_model_reads_a_few_rows_in_every_step() -> None:
     pace.learn(3.2, writers=0, read=32)
     pace.learn(0.300, writers=4, read=0)
     assert pace.rows(readers=1, writers=4, shortest=2000) == LEAST
+    pace.learn(10.0, writers=4, read=5)
+    assert pace.rows(readers=1, writers=4, shortest=2000) == LEAST
 
 
 def test_a_busy_core_is_noticed_and_its_return_too() -> None:

@@ -27,7 +27,7 @@ from tests.conformance.inference import InferenceConformance
 from tests.support.scoring import check_scores
 from tests.support.serving import Running, serve
 from tests.support.tiny import write_llama
-from tests.support.waiting import wait_until
+from tests.support.waiting import until, wait_until
 
 GREEDY = Sampling(temperature=0)
 
@@ -103,10 +103,7 @@ def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
         for _ in range(20):
             async with aclosing(engine.generate(Job(prompt=prompt(engine, "go"), max_tokens=400))) as steps:
                 await anext(steps)
-        deadline = time.monotonic() + 5
-        while any(slot.user for slot in engine.cache.slots):
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(lambda: not any(slot.user for slot in engine.cache.slots), seconds=5)
 
     asyncio.run(main())
 
@@ -346,12 +343,13 @@ def test_a_client_that_leaves_stops_the_model(starter: Running, stream: bool) ->
         head += f"Content-Length: {len(body)}\r\n\r\n"
         client.sendall(head.encode() + body)
         slot = wait_until(
-            lambda: next((slot for slot in engine.cache.slots if slot.user and slot.user.made > 5), None)
+            lambda: next((slot for slot in engine.cache.slots if slot.user and slot.user.made > 5), None),
+            seconds=20,
         )
         sequence = slot.user
         started, before = time.monotonic(), sequence.made
         time.sleep(0.5)
         pace = (sequence.made - before) / (time.monotonic() - started)
     at_close = sequence.made
-    wait_until(lambda: slot.user is not sequence)
+    wait_until(lambda: slot.user is not sequence, seconds=20)
     assert sequence.made - at_close <= max(3, 0.3 * pace), (at_close, sequence.made, pace)

@@ -172,10 +172,10 @@ def test_an_end_before_the_end(number: int, home: Path, env: dict[str, str]) -> 
     part = home / "smollm2-135m-iq4_nl" / WORKING
     command = [*LITE, "models", "quantize", "smollm2-135m", "iq4_nl"]
     with subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) as process:
-        wait_until(part.exists)
+        wait_until(part.exists, seconds=20)
         process.send_signal(number)
         _, errors = process.communicate(timeout=15)
-    wait_until(lambda: not working_on(part))
+    wait_until(lambda: not working_on(part), seconds=20)
     assert "smollm2-135m-iq4_nl" not in [entry.card.id for entry in installed()]
     if number == signal.SIGINT:
         assert process.returncode == 130

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -32,6 +31,7 @@ from tests.support.serving import Running, serve
 from tests.support.tiny_hf import write_bert, write_llama
 from tests.support.tiny_mllama import write_mllama
 from tests.support.tiny_vision import image_file, image_part
+from tests.support.waiting import until
 
 GREEDY = Sampling(temperature=0)
 
@@ -135,10 +135,7 @@ def test_rows_are_given_back_and_the_memory_with_them(engine: Engine) -> None:
         for _ in range(12):
             async with aclosing(engine.generate(Job(prompt=prompt(engine, "go"), max_tokens=400))) as steps:
                 await anext(steps)
-        deadline = time.monotonic() + 5
-        while engine.line.running or memory.names:
-            assert time.monotonic() < deadline
-            await asyncio.sleep(0.01)
+        await until(lambda: not (engine.line.running or memory.names), seconds=5)
         assert memory.layers[0].keys.numel() == 0
 
     asyncio.run(main())

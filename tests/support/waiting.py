@@ -1,4 +1,4 @@
-"""Wait for what happens in another thread or process, for half a minute at most."""
+"""Wait for what happens in another thread or process."""
 
 import asyncio
 import time
@@ -8,18 +8,18 @@ from typing import Any
 PATIENCE = 30.0  # seconds; machines that run tests are busy
 
 
-def wait_until(condition: Callable[[], Any], *, pause: float = 0.01) -> Any:
-    """Look every `pause` seconds; return what was found to be true."""
-    late = time.monotonic() + PATIENCE
+def wait_until(condition: Callable[[], Any], *, seconds: float = PATIENCE, pause: float = 0.01) -> Any:
+    """Look every `pause` seconds, for so many at most; return what was found to be true."""
+    late = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < late, "it never happened"
         time.sleep(pause)
     return found
 
 
-async def until(condition: Callable[[], Any], *, pause: float = 0.01) -> Any:
+async def until(condition: Callable[[], Any], *, seconds: float = PATIENCE, pause: float = 0.01) -> Any:
     """As `wait_until`, beside other tasks."""
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(seconds):
         while not (found := condition()):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(pause)
     return found

@@ -94,8 +94,10 @@ class Pace:
         rows = (seconds - self.piece) / self.row
         many = self.LONGEST / self.row
         if rows < self.WORTH and many >= self.BULK:
-            rows = many if self.since * readers**2 >= self.RARE else 0
-        return self._bounded(rows, writers) if rows else 0
+            if self.since * readers**2 < self.RARE:
+                return 0
+            rows = many
+        return self._bounded(rows, writers)
 
     def hurries(self, *, writers: int, shortest: int) -> bool:
         """Whether prompts are read as fast as can be: beside nobody, or because they are soon over."""

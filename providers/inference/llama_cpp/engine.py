@@ -127,8 +127,6 @@ class Engine:
         started = time.perf_counter()
         active = self._turn()
         looking = any(sequence.sees() for _, sequence in active)
-        if looking:
-            self.line.flush()
         out = self._see(active) if looking else []
         rows, writers = self._fill([each for each in active if each[0].user and not each[1].sees()])
         code = self._decode() if rows else 0
@@ -167,6 +165,7 @@ class Engine:
 
     def _see(self, active: list[tuple[Slot, Sequence]]) -> list[Event]:
         """Read a piece of the image that each sequence has come to, if any."""
+        self.line.flush()
         out: list[Event] = []
         _, budget = self._shares(active)
         for slot, sequence in active:
