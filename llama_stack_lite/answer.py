@@ -312,21 +312,7 @@ async def text_completion(chunks: AsyncIterator[Completion]) -> Completion:
             whole.text += piece.text
             whole.finish_reason = piece.finish_reason or whole.finish_reason
             whole.refusal, whole.safety = piece.refusal or whole.refusal, piece.safety or whole.safety
-            whole.logprobs = _joined(whole.logprobs, piece.logprobs)
+            whole.logprobs = CompletionLogprobs.joined(whole.logprobs, piece.logprobs)
     if last is None or not choices:
         raise UpstreamError("the model's stream ended without an answer")
     return last.model_copy(update={"choices": [choices[i] for i in sorted(choices)], "usage": usage})
-
-
-def _joined(whole: CompletionLogprobs | None, piece: CompletionLogprobs | None) -> CompletionLogprobs | None:
-    if whole is None or piece is None:
-        return whole or piece
-    top = None
-    if whole.top_logprobs is not None or piece.top_logprobs is not None:
-        top = [*(whole.top_logprobs or []), *(piece.top_logprobs or [])]
-    return CompletionLogprobs(
-        tokens=whole.tokens + piece.tokens,
-        token_logprobs=whole.token_logprobs + piece.token_logprobs,
-        top_logprobs=top,
-        text_offset=whole.text_offset + piece.text_offset,
-    )

@@ -299,7 +299,7 @@ def test_a_token_does_not_wait_for_the_next(engine: Engine, monkeypatch: pytest.
         order.append("decode")
         return int(decode(*arguments))
 
-    def delivering(events: list[line.Event]) -> None:
+    def delivering(events: dict[line.Ticket, line.Delivery]) -> None:
         order.extend("deliver" for _ in events)
         deliver(events)
 

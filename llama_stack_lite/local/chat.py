@@ -27,7 +27,7 @@ from llama_stack_lite.prompting.router import Choice, Router, choose_by_likeliho
 from llama_stack_lite.stack import Stack
 
 from .engine import Job
-from .readers import Arguments, Calls, Grounded, Reader, Text
+from .readers import Arguments, Calls, Grounded, Reader, Text, joined
 from .served import Prompt, Served, check_supported, merged
 
 log = logging.getLogger(__name__)
@@ -173,6 +173,7 @@ class Chat:
         reader = turn.reader()
         scored: list[TokenLogprob] = []
         opening: Delta = {"role": "assistant"}
+        said: Delta = {}
         async with aclosing(self.served.engine.generate(job)) as steps:
             async for step in steps:
                 piece = b""
@@ -183,14 +184,15 @@ class Chat:
                 if usage.prompt_tokens_details:
                     usage.prompt_tokens_details.cached_tokens = step.cached
                 delta, finish = reader.feed(piece, step.finish)
-                if delta or finish:
+                said = joined(said, delta)
+                if (said and not step.more) or finish:
                     logprobs = Logprobs(content=scored) if request.logprobs else None
-                    delta = {**opening, **delta}
+                    delta = {**opening, **said}
                     stop = reader.text.stop if reader.text.stop in request.stops() else None
                     yield ChunkChoice(
                         index=index, delta=delta, logprobs=logprobs, finish_reason=finish, stop_reason=stop
                     )
-                    opening, scored = {}, []
+                    opening, said, scored = {}, {}, []
                 if finish:
                     return
 

@@ -77,7 +77,8 @@ async def _choice(
     served: Served, request: CompletionRequest, job: Job, index: int, usage: Usage, cached: list[int]
 ) -> AsyncGenerator[CompletionChoice, None]:
     text = TextStream(request.stops())
-    offset = 0
+    offset, said = 0, ""
+    scores: CompletionLogprobs | None = None
     if request.echo and not job.score_prompt:
         echoed = b"".join(served.vocab.pieces[token] for token in job.prompt).decode("utf-8", "replace")
         offset = len(echoed)
@@ -87,15 +88,16 @@ async def _choice(
             piece = served.vocab.pieces[step.token] if step.token is not None else b""
             usage.completion_tokens += step.token is not None and not step.prompt
             cached[index] = step.cached
+            if request.logprobs is not None:
+                scores = CompletionLogprobs.joined(scores, _logprobs(served, step, offset + len(said)))
             if step.prompt:
-                said = piece.decode("utf-8", "replace")
+                said += piece.decode("utf-8", "replace")
             else:
-                said = text.feed(piece, final=step.finish is not None)
+                said += text.feed(piece, final=step.finish is not None)
             finish = "stop" if text.stopped else step.finish
-            if said or finish or step.token is not None and request.logprobs is not None:
-                scores = _logprobs(served, step, offset) if request.logprobs is not None else None
+            if finish or (said or scores) and not step.more:
                 yield CompletionChoice(index=index, text=said, logprobs=scores, finish_reason=finish)
-            offset += len(said)
+                offset, said, scores = offset + len(said), "", None
             if text.stopped:
                 return
 

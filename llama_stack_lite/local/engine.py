@@ -53,7 +53,7 @@ class Job:
 class Step:
     """One token out, of the answer or (`prompt`) scored in the prompt; the last has a `finish`.
 
-    `cached` counts the prompt's tokens that need not be read again.
+    `cached` counts the prompt's tokens that need not be read again; `more` says that the next came with it.
     """
 
     token: int | None = None
@@ -62,6 +62,7 @@ class Step:
     finish: Literal["stop", "length"] | None = None
     prompt: bool = False
     cached: int = 0
+    more: bool = False
 
 
 class Vocab(Protocol):

@@ -3,8 +3,11 @@
 import asyncio
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Generic, TypeVar
 
 import llguidance
@@ -26,12 +29,14 @@ class Ticket:
         self.grammar = grammar
         self.client = client.get()
         self.cancelled = False
+        self.due = 0.0  # when its next steps may leave, by `time.monotonic`
         self.loop = asyncio.get_running_loop()
-        self.steps: asyncio.Queue[Step | StackError] = asyncio.Queue()
+        self.steps: asyncio.Queue[Delivery] = asyncio.Queue()
 
 
 T = TypeVar("T", bound=Ticket)
 Event = tuple[Ticket, Step | StackError]
+Delivery = list[Step | StackError]
 
 
 class Line(Generic[T]):
@@ -39,17 +44,27 @@ class Line(Generic[T]):
 
     Any event loop may `generate`; all else is for the engine's one thread. There `seat` is called for
     each ticket whose turn it is, and may say False to let it wait, and `free` for each that leaves.
+
+    Steps of one ticket that are made within `interval` seconds leave together: each departure costs the
+    event loop, the socket and the client some time of the cores that compute.
     """
 
     def __init__(
-        self, *, slots: int, queue: int, free: Callable[[T], None], seat: Callable[[T], bool] = lambda _: True
+        self,
+        *,
+        slots: int,
+        queue: int,
+        free: Callable[[T], None],
+        seat: Callable[[T], bool] = lambda _: True,
+        interval: float = 0.0,
     ) -> None:
         self.slots = slots
         self.queue = queue
+        self.interval = interval
         self.running: list[T] = []
         self.waiting: list[T] = []
         self.broken: str | None = None
-        self._made: list[Event] = []
+        self._made: dict[Ticket, Delivery] = {}
         self._free = free
         self._seat = seat
         self._turns = 0
@@ -67,12 +82,13 @@ class Line(Generic[T]):
         self._join(ticket)
         try:
             while True:
-                step = await ticket.steps.get()
-                if isinstance(step, StackError):
-                    raise step
-                yield step
-                if step.finish:
-                    return
+                delivery = await ticket.steps.get()
+                for step, after in zip_longest(delivery, delivery[1:]):
+                    if isinstance(step, StackError):
+                        raise step
+                    yield replace(step, more=True) if isinstance(after, Step) else step
+                    if step.finish:
+                        return
         finally:
             ticket.cancelled = True
             with self._wake:
@@ -89,7 +105,7 @@ class Line(Generic[T]):
                 busy = Busy(f"{len(self.waiting)} requests wait for this model already")
                 if greediest is ticket:
                     raise busy
-                deliver([(greediest, busy)])
+                deliver({greediest: [busy]})
             self._wake.notify()
 
     def _greediest(self) -> T:
@@ -146,16 +162,25 @@ class Line(Generic[T]):
 
     def put(self, events: list[Event]) -> None:
         """Take what a step made, until `flush`."""
-        self._made += events
+        for ticket, step in events:
+            self._made.setdefault(ticket, []).append(step)
 
-    def flush(self) -> None:
-        """Deliver what was made; right before the next step computes without the GIL.
+    def flush(self, *, due: bool = False) -> None:
+        """Deliver what was made, or of it what is `due`; right before the next step computes without the GIL.
 
         Any earlier the event loop wakes up, takes the GIL between two lines of the engine, and a step waits
         for all that is written to sockets.
         """
-        made, self._made = self._made, []
-        deliver(made)
+        now = time.monotonic()
+        leaving = {
+            ticket: steps
+            for ticket, steps in self._made.items()
+            if not due or now >= ticket.due or _ends(steps[-1])
+        }
+        for ticket in leaving:
+            ticket.due = now + self.interval
+            del self._made[ticket]
+        deliver(leaving)
 
     def leave(self, ticket: T) -> None:
         """A slot is free again."""
@@ -175,16 +200,20 @@ class Line(Generic[T]):
         self.flush()
 
 
-def deliver(events: list[Event]) -> None:
-    """Hand the events of one step to their event loops: one call for each loop, not for each token."""
-    loops: dict[asyncio.AbstractEventLoop, list[Event]] = {}
-    for ticket, step in events:
-        loops.setdefault(ticket.loop, []).append((ticket, step))
+def _ends(step: Step | StackError) -> bool:
+    return isinstance(step, StackError) or step.finish is not None
+
+
+def deliver(made: dict[Ticket, Delivery]) -> None:
+    """Hand steps to the event loops of their tickets: one call for each loop, not for each token."""
+    loops: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Delivery]]] = {}
+    for ticket, steps in made.items():
+        loops.setdefault(ticket.loop, []).append((ticket, steps))
     for loop, mine in loops.items():
         if not loop.is_closed():
             loop.call_soon_threadsafe(_put, mine)
 
 
-def _put(events: list[Event]) -> None:
-    for ticket, step in events:
-        ticket.steps.put_nowait(step)
+def _put(made: list[tuple[Ticket, Delivery]]) -> None:
+    for ticket, steps in made:
+        ticket.steps.put_nowait(steps)

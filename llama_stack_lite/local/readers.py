@@ -100,6 +100,18 @@ class Grounded:
         return {"content": answer}, "stop" if self.text.stopped else finish
 
 
+def joined(said: Delta, more: Delta) -> Delta:
+    """One delta of two that follow each other; of calls, only the arguments of one come in pieces."""
+    both: Delta = {**said, **more}
+    if "content" in said and "content" in more:
+        both["content"] = f"{said['content']}{more['content']}"
+    if "tool_calls" in said and "tool_calls" in more:
+        (call,), (rest,) = said["tool_calls"], more["tool_calls"]
+        arguments = call["function"]["arguments"] + rest["function"]["arguments"]
+        both["tool_calls"] = [{**call, "function": {**call["function"], "arguments": arguments}}]
+    return both
+
+
 def _call(index: int, name: str, arguments: str) -> ToolCallDelta:
     return {
         "index": index,

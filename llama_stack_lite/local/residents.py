@@ -30,6 +30,9 @@ class ResidentModels(LocalModels):
     memory: int | None = Field(
         None, ge=1, description="bytes for all models together; over it, idle ones are let go"
     )
+    stream_interval: float = Field(
+        0.03, ge=0, description="seconds: tokens of an answer that are made within them leave together"
+    )
 
     @model_validator(mode="after")
     def _serves_any(self) -> Self:

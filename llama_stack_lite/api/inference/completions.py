@@ -1,6 +1,6 @@
 """/v1/completions: plain prompts, and what continues them."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
@@ -41,6 +41,21 @@ class CompletionLogprobs(Wire):
     token_logprobs: list[float | None] = Field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] | None = None
     text_offset: list[int] = Field(default_factory=list)
+
+    @classmethod
+    def joined(cls, said: Self | None, more: Self | None) -> Self | None:
+        """Those of two pieces of text that follow each other."""
+        if said is None or more is None:
+            return said or more
+        top = None
+        if said.top_logprobs is not None or more.top_logprobs is not None:
+            top = [*(said.top_logprobs or []), *(more.top_logprobs or [])]
+        return cls(
+            tokens=said.tokens + more.tokens,
+            token_logprobs=said.token_logprobs + more.token_logprobs,
+            top_logprobs=top,
+            text_offset=said.text_offset + more.text_offset,
+        )
 
 
 class CompletionChoice(Wire):

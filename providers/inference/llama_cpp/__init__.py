@@ -102,7 +102,7 @@ class LlamaCpp:
             path, _ = files(card)
             return Encoder(card, path, context=self.config.context, threads=self.few)
         adapters = {name: path.expanduser() for name, path in self.config.adapters.items()}
-        settings = self.config.model_dump(include={"context", "slots", "queue"})
+        settings = self.config.model_dump(include={"context", "slots", "queue", "stream_interval"})
         return Writer(card, self.stack, adapters=adapters, threads=Threads(self.few, self.most), **settings)
 
     async def models(self) -> list[ModelCard]:

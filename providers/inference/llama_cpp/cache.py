@@ -1,5 +1,6 @@
 """The KV cache as slots: which tokens each holds, and how a new prompt continues from what is there."""
 
+from itertools import pairwise
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -9,6 +10,8 @@ from .batch import Ids
 
 REWRITTEN = 80  # tokens at the end of a slot that may be lost to a prompt that shares the rest
 WORTH_COPYING = 32  # tokens; a copy moves the whole slot, which takes as long as reading about so many
+PAGE = 256  # tokens: llama.cpp rounds up to as many what it attends to
+WORTH_BRIDGING = 4  # slots; a row for each takes less than to run the graph once more
 
 
 class Slot:
@@ -20,6 +23,7 @@ class Slot:
         self.used = 0
         self.adapter: str | None = None
         self.user: Any = None
+        self.room = room
         self._tokens = np.empty(room, dtype=np.int32)
 
     @property
@@ -46,6 +50,7 @@ class Cache:
         self.memory = memory
         self.slots = [Slot(number, room) for number in range(slots)]
         self._clock = 0
+        self._uncuttable = False  # whether a slot was emptied because only its end could not be cut
 
     def free(self) -> list[Slot]:
         return [slot for slot in self.slots if slot.user is None]
@@ -84,6 +89,24 @@ class Cache:
         older = free[: (len(free) + 1) // 2]
         return max(older, key=lambda each: len(busy & {each.number - 1, each.number + 1}))
 
+    def between(self, used: list[Slot]) -> list[Slot]:
+        """Free slots in the gaps, as far as these are narrow, between slots that have rows in a step.
+
+        With a row for each the line is unbroken, and llama.cpp runs its graph once. Then they have to be cut.
+        """
+        # attention goes over as many tokens for all as for the longest of them, and over whole pages
+        deepest = max([PAGE - 1, *(slot.length for slot in used)])
+        found: list[Slot] = []
+        for one, other in pairwise(used):
+            gap = self.slots[one.number + 1 : other.number]
+            if len(gap) <= WORTH_BRIDGING and all(self._may_bridge(slot, deepest) for slot in gap):
+                found += gap
+        return found
+
+    def _may_bridge(self, slot: Slot, deepest: int) -> bool:
+        fits = slot.length <= deepest and slot.length < slot.room - 1
+        return slot.user is None and fits and (slot.length == 0 or not self._uncuttable)
+
     def _may_go_on(self, source: Slot, shared: int, *, oldest: Slot) -> bool:
         """Whether a prompt may take the place of the tokens that it does not share with a slot.
 
@@ -101,6 +124,7 @@ class Cache:
         if not lib.llama_memory_seq_rm(self.memory, slot.number, length, -1):
             lib.llama_memory_seq_rm(self.memory, slot.number, -1, -1)
             length = 0
+            self._uncuttable = True
         slot.length = min(slot.length, length)
         return slot.length
 

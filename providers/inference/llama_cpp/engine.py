@@ -25,6 +25,8 @@ from .vision import Tile, Tiles, boundary, decode, surplus
 
 log = logging.getLogger(__name__)
 
+ANY = np.zeros(1, dtype=np.int32)  # a token whose meaning does not matter
+
 
 class Sequence(Ticket):
     """A job in progress; `todo` are the tokens that the next steps still have to read."""
@@ -56,13 +58,24 @@ class Sequence(Ticket):
 class Engine:
     """Continuous batching over one loaded model. All of llama.cpp is touched by one thread only."""
 
-    def __init__(self, loaded: Loaded, *, slots: int, queue: int, threads: Threads | None = None) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        slots: int,
+        queue: int,
+        interval: float = 0.0,
+        threads: Threads | None = None,
+    ) -> None:
         self.loaded = loaded
         self.vocab = loaded.vocab
         self.cache = Cache(loaded.memory, slots=slots, room=loaded.context_length + 1)
-        self.line: Line[Sequence] = Line(slots=slots, queue=queue, seat=self._seat, free=self._free)
+        self.line: Line[Sequence] = Line(
+            slots=slots, queue=queue, seat=self._seat, free=self._free, interval=interval
+        )
         self._adapter: str | None = None
         self._batch = Batch(BATCH)
+        self._bridges: list[Slot] = []  # free slots with a row in the batch
         self._pace = Pace()
         self._threads = threads or Threads(1, 1)
         self._thread = threading.Thread(target=self._work, name="llama.cpp", daemon=True)
@@ -128,8 +141,8 @@ class Engine:
         active = self._turn()
         looking = any(sequence.sees() for _, sequence in active)
         out = self._see(active) if looking else []
-        rows, writers = self._fill([each for each in active if each[0].user and not each[1].sees()])
-        code = self._decode() if rows else 0
+        rows, writers, read = self._fill([each for each in active if each[0].user and not each[1].sees()])
+        code = self._decode(reads=read > 0) if rows else 0
         for slot, first, count in rows:
             sequence = slot.user
             if code:
@@ -138,17 +151,18 @@ class Engine:
             slot.extend(sequence.todo[:count])
             out += [(sequence, step) for step in self._sampled(slot, sequence, first, count)]
         if not looking:  # an image's rows are not a prompt's
-            read = self._batch.handle.n_tokens - writers
             self._pace.learn(time.perf_counter() - started, writers=writers, read=read)
         self.line.put(out)
 
-    def _decode(self) -> int:
+    def _decode(self, *, reads: bool) -> int:
         """Run the batch; as `_checked` in what it returns and raises."""
         with self._threads.step(self._batch.handle.n_tokens) as threads:
             lib.llama_set_n_threads(self.loaded.context, threads, threads)
-            self.line.flush()
+            self.line.flush(due=not reads)  # nothing is kept back while a prompt is read
             code = self._checked(lib.llama_decode(self.loaded.context, self._batch.handle))
             lib.llama_synchronize(self.loaded.context)
+        for slot in self._bridges:
+            self.cache.cut(slot, slot.length)
         return code
 
     def _checked(self, code: int) -> int:
@@ -187,10 +201,11 @@ class Engine:
         writers = len(active) - len(ahead)
         return writers, self._pace.rows(readers=len(ahead), writers=writers, shortest=min(ahead, default=0))
 
-    def _fill(self, active: list[tuple[Slot, Sequence]]) -> tuple[list[tuple[Slot, int, int]], int]:
+    def _fill(self, active: list[tuple[Slot, Sequence]]) -> tuple[list[tuple[Slot, int, int]], int, int]:
         """Fill the batch in slot order, as separate KV streams want.
 
-        Return `(slot, first row, rows)` of each sequence in it, and how many of them write already.
+        Return `(slot, first row, rows)` of each sequence in it, how many of them write already, and how many
+        rows are of the prompts of others.
         """
         writers, budget = self._shares(active)
         counts, room = {slot.number: 1 for slot, _ in active}, BATCH - writers
@@ -204,13 +219,17 @@ class Engine:
             hurries = self._pace.hurries(writers=writers, shortest=ahead)
             budget = max(0, budget - counts[slot.number]) if hurries else 0
             room -= counts[slot.number]
+        used = [slot for slot, _ in active if counts[slot.number]]
+        taken = sum(counts.values())
+        self._bridges = self.cache.between(used)[: BATCH - taken]
         self._batch.clear()
-        rows = [
-            (slot, self._add(slot, sequence, counts[slot.number]), counts[slot.number])
-            for slot, sequence in active
-            if counts[slot.number]
-        ]
-        return rows, writers
+        rows = []
+        for slot in sorted([*used, *self._bridges], key=lambda each: each.number):
+            if slot.user:
+                rows.append((slot, self._add(slot, slot.user, counts[slot.number]), counts[slot.number]))
+            else:
+                self._batch.add(ANY, start=slot.length, slot=slot.number, outputs="none")
+        return rows, writers, taken - writers
 
     def _add(self, slot: Slot, sequence: Sequence, count: int) -> int:
         outputs: Literal["none", "last", "all"] = "last" if count == len(sequence.todo) else "none"

@@ -33,6 +33,7 @@ class Writer:
         context: int,
         slots: int,
         queue: int,
+        stream_interval: float,
         threads: Threads,
         adapters: dict[str, Path],
     ) -> None:
@@ -59,7 +60,7 @@ class Writer:
             loaded.close()
             raise
         self.card = described(card, loaded.weights, context=loaded.context_length, sees=mmproj is not None)
-        self.engine = Engine(loaded, slots=slots, queue=queue, threads=threads)
+        self.engine = Engine(loaded, slots=slots, queue=queue, interval=stream_interval, threads=threads)
         self.served = {
             adapter: Served(
                 card=self.card,

@@ -79,9 +79,8 @@ class Transformers:
         where = self.config.model_dump(include={"device", "dtype"})
         if checkpoint.kind != "chat":
             return Encoder(checkpoint, **where)
-        return Writer(
-            checkpoint, stack, **where, **self.config.model_dump(include={"context", "slots", "queue"})
-        )
+        settings = self.config.model_dump(include={"context", "slots", "queue", "stream_interval"})
+        return Writer(checkpoint, stack, **where, **settings)
 
     def _described(self, card: ModelCard) -> ModelCard:
         """The card with what the files say; as it is where they cannot be read, which the state tells."""

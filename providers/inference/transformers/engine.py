@@ -44,12 +44,19 @@ class Engine:
     """Continuous batching over one loaded model, which one thread touches."""
 
     def __init__(
-        self, model: PreTrainedModel, vocab: Vocab, *, context_length: int, slots: int, queue: int
+        self,
+        model: PreTrainedModel,
+        vocab: Vocab,
+        *,
+        context_length: int,
+        slots: int,
+        queue: int,
+        interval: float = 0.0,
     ) -> None:
         self.vocab = vocab
         self.context_length = context_length
         self.memory = memory_of(model)
-        self.line: Line[Sequence] = Line(slots=slots, queue=queue, free=self.memory.free)
+        self.line: Line[Sequence] = Line(slots=slots, queue=queue, free=self.memory.free, interval=interval)
         self._thread = threading.Thread(target=self._work, name="transformers", daemon=True)
         self._thread.start()
 
@@ -76,7 +83,8 @@ class Engine:
         self.line.run(self._step)
 
     def _step(self) -> None:
-        self.line.flush()
+        reads = any(sequence.reading for sequence in self.line.running)
+        self.line.flush(due=not reads)  # nothing is kept back while a prompt is read
         self.line.put([*self._read(), *self._write()])
 
     def _read(self) -> list[Event]:

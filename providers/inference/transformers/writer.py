@@ -27,6 +27,7 @@ class Writer:
         context: int,
         slots: int,
         queue: int,
+        stream_interval: float,
     ) -> None:
         model = checkpoint.model(device=device, dtype=dtype)
         self.card = described(checkpoint, context=context)
@@ -42,7 +43,9 @@ class Writer:
             checkpoint.chat_template, bos=vocab.bos_text, eos=vocab.eos_text, specials=vocab.specials
         )
         self.vision = Vision(checkpoint.processor, vocab) if checkpoint.sees else None
-        self.engine = Engine(model, vocab, context_length=length, slots=slots, queue=queue)
+        self.engine = Engine(
+            model, vocab, context_length=length, slots=slots, queue=queue, interval=stream_interval
+        )
         how = "together" if isinstance(self.engine.memory, Together) else "each by itself"
         self.detail = f"{slots} contexts of {length} tokens, {how}, on {placed(model)}"
         self.served = Served(
