@@ -7,7 +7,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_stack_lite.config import load, shipped
@@ -144,6 +144,7 @@ def test_an_empty_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("quote", ["", '"', "'"])
+@settings(deadline=None)
 @given(
     value=VALUES
     | st.sampled_from(["null", "~", "0123", "1e3", "1:30", "yes", "a: b", "- x", "${env.TEST_V}"])
@@ -162,6 +163,7 @@ def test_text_from_a_variable_stays_that_text(quote: str, value: str) -> None:
     assert config.description == config.inference["r"].settings["api_key"] == value
 
 
+@settings(deadline=None)
 @given(port=st.integers(0, 65535))
 def test_a_number_from_a_variable_is_a_number(port: int) -> None:
     with pytest.MonkeyPatch.context() as patch:

@@ -232,9 +232,8 @@ def test_what_servers_write_in_several_ways_comes_out_in_one() -> None:
         {"role": "assistant", "reasoning_content": "Hmm. "},
         {"content": "a"},
         {"content": "b"},
-        {},
     ]
-    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None, None, None, "stop"]
+    assert [chunk.choices[0].finish_reason for chunk in chunks[:-1]] == [None, None, "stop"]
     assert chunks[-1].choices == [] and chunks[-1].usage and chunks[-1].usage.model_dump() == USAGE
     assert {(chunk.id, chunk.model, chunk.created) for chunk in chunks} == {("", "", 0)}
     assert chunks[2].model_extra == {"service_tier": "flex"}
@@ -274,6 +273,42 @@ def test_text_that_came_at_once_is_in_pieces_only_where_they_are_seen() -> None:
     assert [choice.message.content for choice in whole.choices] == ["abcde", "xyz"]
     assert [choice.finish_reason for choice in whole.choices] == ["stop", "length"]
     assert whole.usage and whole.usage.model_dump() == USAGE
+
+
+def test_an_end_that_came_with_the_text_is_in_its_chunk() -> None:
+    logprobs = {"content": [{"token": "c", "logprob": -0.5, "bytes": None, "top_logprobs": []}]}
+    other = {"index": 1, "delta": {"content": "x"}}
+    streams = {
+        "its own": [
+            frame(delta={"content": "a"}, logprobs=logprobs),
+            frame(delta={"content": "b"}),
+            frame(delta={"content": ""}, finish_reason="eos", matched_stop="!", logprobs=None),
+        ],
+        "with a score": [
+            frame(delta={"content": "ab"}),
+            frame(delta={}, finish_reason="stop", logprobs=logprobs),
+        ],
+        "another's": [
+            frame(delta={"content": "ab"}),
+            {"choices": [other]},
+            frame(delta={}, finish_reason="stop"),
+            {"choices": [{"index": 1, "delta": {}, "finish_reason": "length"}]},
+        ],
+    }
+
+    async def pieces(stream: list[dict[str, Any]]) -> list[ChatChunk]:
+        async with provider(saying(STREAM, frames(*stream) + DONE)) as (made, _):
+            return [chunk async for chunk in made.chat("m", ask(n=2))]
+
+    found = {name: asyncio.run(pieces(stream)) for name, stream in streams.items()}
+    [chunk] = found["its own"]
+    [choice] = chunk.choices
+    assert choice.delta == {"role": "assistant", "content": "ab"} and choice.logprobs
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", "!")
+    scored = [chunk.choices[0] for chunk in found["with a score"]]
+    assert [(bool(each.logprobs), each.finish_reason) for each in scored] == [(False, None), (True, "stop")]
+    ends = [(chunk.choices[0].index, chunk.choices[0].finish_reason) for chunk in found["another's"]]
+    assert ends == [(0, None), (1, None), (0, "stop"), (1, "length")]
 
 
 def test_tool_calls_refusals_and_logprobs_come_through() -> None:

@@ -88,6 +88,10 @@ class Reading(Generic[C]):
             if going and (text := _text(frame, going["index"])):
                 going["delta"]["content"] += text
             elif self._put_right(frame, event):
+                if going and (end := _end(frame, going["index"])):
+                    going |= end
+                    going = None
+                    continue
                 if last:
                     yield self._checked(last, event)
                 last, going = frame, _unfinished_text(frame)
@@ -175,6 +179,15 @@ def _text(frame: dict[str, Any], index: int) -> str:
     except (AttributeError, KeyError, TypeError, ValueError):
         return ""
     return text if is_plain and not is_more else ""
+
+
+def _end(frame: dict[str, Any], index: int) -> dict[str, Any] | None:
+    """What a frame says of how that choice ended, where it says nothing else."""
+    choice, *others = frame["choices"]
+    says_more = others or any(choice["delta"].values()) or choice.get("logprobs")
+    if says_more or not choice["finish_reason"] or choice["index"] != index:
+        return None
+    return {key: value for key, value in choice.items() if key not in ("delta", "logprobs")}
 
 
 def _unfinished_text(frame: dict[str, Any]) -> dict[str, Any] | None:
