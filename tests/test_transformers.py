@@ -159,6 +159,19 @@ def test_a_long_prompt_is_read_in_pieces_between_the_tokens_of_others(engine: En
     asyncio.run(main())
 
 
+def test_tokens_that_are_made_within_the_interval_leave_together(tiny: Path) -> None:
+    found = provider(tiny, stream_interval=3600)
+
+    async def main() -> list[bool]:
+        job = Job(prompt=[20, 21, 22], max_tokens=6, sampling=GREEDY)
+        more = [step.more async for step in writer_of(found).engine.generate(job)]
+        await found.aclose()
+        return more
+
+    # the first waits for nothing, and the end for nothing either
+    assert asyncio.run(main()) == [False, True, True, True, True, False]
+
+
 def test_scores_of_a_prompt_add_up_to_the_probability_of_saying_it(engine: Engine) -> None:
     asyncio.run(check_scores(engine, prompt(engine, "hello"), within=1e-3))
 

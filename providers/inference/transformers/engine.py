@@ -83,15 +83,15 @@ class Engine:
         self.line.run(self._step)
 
     def _step(self) -> None:
-        reads = any(sequence.reading for sequence in self.line.running)
-        self.line.flush(due=not reads)  # nothing is kept back while a prompt is read
-        self.line.put([*self._read(), *self._write()])
+        if any(sequence.reading for sequence in self.line.running):
+            self.line.flush()  # nothing is kept back while a prompt is read
+            self.line.put(self._read())
+        self.line.flush(due=True)
+        self.line.put(self._write())
 
     def _read(self) -> list[Event]:
         """A piece of one prompt: the shortest, which waits for nobody's long one."""
         readers = [sequence for sequence in self.line.running if sequence.reading]
-        if not readers:
-            return []
         sequence = min(readers, key=lambda each: len(each.todo))
         piece = sequence.todo[: self._piece(sequence, alone=len(readers) == len(self.line.running))]
         scored = sequence.job.score_prompt
