@@ -213,24 +213,30 @@ def crossed() -> Iterator[set[str]]:
 
 
 async def ask(path: str, bodies: list[dict[str, object]], config: StackConfig) -> set[str]:
-    """The files that the last request crosses; the first builds what later ones reuse."""
+    """The files that each request crosses but the first, which builds what later ones reuse.
+
+    What looks around now and then beside them is in one of them at most.
+    """
     app = create_app(config)
     transport = httpx.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as http,
     ):
-        *first, last = bodies
-        for body in first:
-            await http.post(path, json=body)
-        with crossed() as found:
-            reply = await http.post(path, json=last)
-        assert reply.status_code == 200, reply.text
-    return found
+        first, *others = bodies
+        await http.post(path, json=first)
+        seen = []
+        for body in others:
+            with crossed() as found:
+                reply = await http.post(path, json=body)
+            assert reply.status_code == 200, reply.text
+            seen.append(found)
+    return set.intersection(*seen)
 
 
+TEXTS = ("?", "what?", "who?", "when?")  # a guard remembers what it let pass
 SCRIPTED: dict[str, Any] = {
-    "inference": {"test": {"provider": "scripted", "replies": ["one two", "one two"]}}
+    "inference": {"test": {"provider": "scripted", "replies": ["one two"], "loop": True}}
 }
 GUARDED: dict[str, Any] = SCRIPTED | {
     "safety": {"bird": {"provider": "canary"}},
@@ -274,7 +280,7 @@ def chat_files(
             "stream": stream,
             **fields,
         }
-        for text in ("?", "what?")  # a guard remembers what it let pass
+        for text in TEXTS
     ]
     return asyncio.run(ask(path, bodies, StackConfig.model_validate(config)))
 
@@ -306,7 +312,7 @@ TURN_HOPS = HOPS - {"llama_stack_lite/routes/inference.py"} | {
 def test_a_turn_crosses_eight_files(stream: bool, tmp_path: Path) -> None:
     config = StackConfig.model_validate({**SCRIPTED, "storage": f"sqlite:///{tmp_path}/state.db"})
     bodies: list[dict[str, object]] = [
-        {"model": "test/scripted", "input": text, "stream": stream} for text in ("?", "what?")
+        {"model": "test/scripted", "input": text, "stream": stream} for text in TEXTS
     ]
     found = asyncio.run(ask("/v1/responses", bodies, config))
     assert found == TURN_HOPS and len(found) <= 8
