@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from llama_stack_lite.config import StackConfig, load
 from llama_stack_lite.models import LocalModels, pull
 from llama_stack_lite.stack import config_of
 from tests.support.serving import Running, models_home, serve
+from tests.support.tiny import write_llama
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +37,9 @@ def starter(starter_config: StackConfig) -> Iterator[Running]:
     """The starter distribution, serving SmolLM2 and MiniLM on loopback."""
     with serve(starter_config) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama as a GGUF file, which nobody changes."""
+    return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")

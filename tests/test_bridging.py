@@ -15,15 +15,14 @@ from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH
 from llama_stack_lite.providers.inference.llama_cpp.cache import PAGE, WORTH_BRIDGING, Cache, Slot
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
 from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
-from tests.support.tiny import write_llama
 from tests.support.waiting import until
 
 SLOTS = 8
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    loaded = Loaded(write_llama(tmp_path / "tiny.gguf"), context=1024, slots=SLOTS, threads=1, batch=BATCH)
+def engine(tiny: Path) -> Iterator[Engine]:
+    loaded = Loaded(tiny, context=1024, slots=SLOTS, threads=1, batch=BATCH)
     engine = Engine(loaded, slots=SLOTS, queue=8)
     yield engine
     engine.close()

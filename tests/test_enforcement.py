@@ -20,6 +20,7 @@ from llama_stack_lite.safety.speech import Speech
 from tests.support.guarded import CHAT, QUIET, TEXT, WORD, Answer, Guarded, config, guarded, said, scope
 from tests.support.matrix import call, turn
 from tests.support.serving import Running, serve
+from tests.support.streams import events_of
 
 STOP = {"choices": [{"index": 0, "finish_reason": "stop"}]}
 USAGE = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}}
@@ -111,9 +112,7 @@ def raw(running: Running, door: str, **fields: Any) -> Any:
     assert reply.status_code == 200, reply.text
     if not fields.get("stream"):
         return reply.json()
-    *blocks, done, end = reply.text.split("\n\n")
-    assert (done, end) == ("data: [DONE]", "")
-    return [json.loads(block.removeprefix("data: ")) for block in blocks]
+    return events_of(reply.text)
 
 
 @pytest.mark.parametrize("messages", [USER, BAD], ids=["answer", "question"])

@@ -23,15 +23,9 @@ from llama_stack_lite.providers.inference.llama_cpp.cache import Cache, common
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
 from llama_stack_lite.providers.inference.llama_cpp.loading import SHORT, Loaded
 from llama_stack_lite.providers.inference.llama_cpp.threads import Threads
-from tests.support.tiny import write_llama
 from tests.support.waiting import until
 
 GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 def engine_of(path: Path, *, slots: int = 4, queue: int = 64, context: int = 1024) -> Engine:

@@ -32,11 +32,6 @@ from tests.support.waiting import until, wait_until
 GREEDY = Sampling(temperature=0)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
-
-
 @pytest.fixture
 def engine(tiny: Path) -> Iterator[Engine]:
     engine = Engine(Loaded(tiny, context=512, slots=4, threads=1, batch=256), slots=4, queue=8)

@@ -1,7 +1,6 @@
 """Tokens that leave together: which never wait, that nothing is lost or told otherwise, in fewer events."""
 
 import asyncio
-import json
 from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -17,16 +16,11 @@ from llama_stack_lite.local.engine import Job, Sampling, Step
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine, Sequence
 from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
 from tests.support.serving import Running, serve
-from tests.support.tiny import write_llama
+from tests.support.streams import events_of, folded
 from tests.support.waiting import until
 
 HOUR = 3600.0
 GREEDY = Sampling(temperature=0)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_llama(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
 @pytest.fixture
@@ -161,30 +155,13 @@ COMPLETIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def events_of(running: Running, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+def ask(running: Running, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     streamed = body | {"model": "tiny", "seed": 5, "stream": True, "stream_options": {"include_usage": True}}
     reply = httpx.post(f"{running.url}/v1/{path}", json=streamed, timeout=60)
     assert reply.status_code == 200, reply.text
-    *blocks, end = reply.text.removesuffix("\n\n").split("\n\n")
-    assert end == "data: [DONE]"
-    return [json.loads(block.removeprefix("data: ")) for block in blocks]
-
-
-def folded(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a client makes of a stream: the usage, and of each choice its text, call, scores and finish."""
-    found: dict[str, Any] = {"usage": events[-1]["usage"] | {"prompt_tokens_details": None}}
-    for choice in (choice for event in events for choice in event["choices"]):
-        mine = found.setdefault(choice["index"], {"text": "", "arguments": "", "scores": [], "finish": []})
-        delta = choice["delta"] if "delta" in choice else {"content": choice["text"]}
-        mine["text"] += delta.get("content") or ""
-        for call in delta.get("tool_calls", []):
-            mine["arguments"] += call["function"]["arguments"]
-        scores = choice.get("logprobs") or {}
-        keys = ("tokens", "token_logprobs", "text_offset", "top_logprobs")
-        columns = [scores[key] for key in keys if scores.get(key)]
-        mine["scores"] += scores.get("content") or [list(row) for row in zip(*columns, strict=True)]
-        mine["finish"] += [choice["finish_reason"]] if choice["finish_reason"] else []
-    return found
+    events = events_of(reply.text)
+    assert events[-1]["usage"]
+    return events
 
 
 @pytest.mark.parametrize("asked", CHATS)
@@ -200,7 +177,7 @@ def test_a_completion_says_the_same_in_fewer_events(pair: tuple[Running, Running
 
 
 def compare(pair: tuple[Running, Running], path: str, body: dict[str, Any], *, choices: int) -> None:
-    one_by_one, together = (events_of(running, path, body) for running in pair)
+    one_by_one, together = (ask(running, path, body) for running in pair)
     assert folded(together) == folded(one_by_one)
     # of each choice its first token and the rest; an echo is a third
     assert len(together) <= 3 * choices + 1

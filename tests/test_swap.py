@@ -1,6 +1,5 @@
 """One line of configuration puts another server behind the same names, and applications see no difference."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 
 from llama_stack_lite.config import load
 from tests.support.serving import Running, serve
+from tests.support.streams import events_of, folded
 
 pytestmark = pytest.mark.model
 
@@ -72,22 +72,6 @@ def ask(running: Running, path: str, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(f"{running.url}/v1{path}", json={**common, **body}, timeout=120)
 
 
-def folded(stream: str) -> Any:
-    """The choice that a stream of one amounts to, and the usage."""
-    said: dict[str, Any] = {"text": "", "arguments": ""}
-    for block in stream.removesuffix("\n\n").split("\n\n")[:-1]:
-        event = json.loads(block.removeprefix("data: "))
-        for choice in event["choices"]:
-            delta = choice["delta"]
-            said["text"] += delta.get("content") or ""
-            said["finish"] = choice["finish_reason"]
-            for call in delta.get("tool_calls", []):
-                said["arguments"] += call["function"]["arguments"]
-        if usage := event.get("usage"):
-            said["tokens"] = usage["prompt_tokens"], usage["completion_tokens"]
-    return said
-
-
 @pytest.mark.parametrize(("path", "body"), CALLS)
 def test_the_same_calls_get_answers_of_the_same_shape(
     starter: Running, swapped: Running, path: str, body: dict[str, Any]
@@ -97,7 +81,7 @@ def test_the_same_calls_get_answers_of_the_same_shape(
     if body.get("stream"):
         assert remote.text.endswith("data: [DONE]\n\n")
         # how many tokens an event has hangs on the moment
-        assert folded(remote.text) == folded(local.text)
+        assert folded(events_of(remote.text)) == folded(events_of(local.text))
     else:
         assert shape(remote.json()) == shape(local.json())
         if local.status_code == 200 and path == "/chat/completions":
