@@ -122,6 +122,19 @@ def test_what_is_no_text_is_left_out_and_a_file_that_cannot_be_read_fails_alone(
     assert counts(said) == {"unchanged": 3} and len(said["failed"]) == 1
 
 
+def test_of_files_that_are_the_same_every_run_keeps_the_first(url: str, tmp_path: Path) -> None:
+    for number in range(40):
+        for copy in ("a", "b"):
+            path = tmp_path / "notes" / f"{number:02}{copy}.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"Note number {number} of many.\n", encoding="utf-8")
+    for kind in ("added", "unchanged", "unchanged"):
+        said = ingested(url, tmp_path / "notes")
+        assert counts(said) == {kind: 40}
+        left = [Path(each["path"]).name for each in said["left_out"]]
+        assert sorted(left) == [f"{number:02}b.txt" for number in range(40)]
+
+
 def test_attributes_and_chunking_are_set_anew_without_another_upload(url: str, folder: Path) -> None:
     ingested(url, folder, "--attribute", "year=2024", "--attribute", "draft=true")
     ingested(url, folder / "tides.md", "--attribute", "year=2025", "--attribute", 'kind="7"')

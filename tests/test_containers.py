@@ -56,7 +56,9 @@ def served(tools: dict[str, Any], **sections: Any) -> Iterator[Served]:
             while not server.started:
                 assert thread.is_alive(), "the server did not start"
                 thread.join(0.01)
-            yield Served(app, f"http://127.0.0.1:{listener.getsockname()[1]}")
+            found = Served(app, f"http://127.0.0.1:{listener.getsockname()[1]}")
+            with found.client:
+                yield found
         finally:
             server.should_exit = True
             thread.join(30)

@@ -48,7 +48,9 @@ class Place:
         self.running = running
         self.folder = folder
         self.url = f"{running.url}/v1/files"
-        self.client = OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        self.client = running.clients.enter_context(
+            OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        )
 
     def lying(self) -> int:
         """How many files of any kind lie on the disk: two for each that is kept."""

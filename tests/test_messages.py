@@ -37,7 +37,7 @@ def config(*replies: Any, **sections: Any) -> StackConfig:
 
 
 def client(running: Running, key: str = "none") -> Anthropic:
-    return Anthropic(base_url=running.url, api_key=key, max_retries=0)
+    return running.clients.enter_context(Anthropic(base_url=running.url, api_key=key, max_retries=0))
 
 
 def scripted(running: Running) -> Scripted:
@@ -720,7 +720,9 @@ def test_a_model_that_is_not_there(answering: Running) -> None:
 def test_a_key_comes_by_either_header() -> None:
     with serve(config("fine", "fine", server={"api_keys": ["a-secret"]})) as running:
         assert client(running, "a-secret").messages.create(**body()).stop_reason == "end_turn"
-        token = Anthropic(base_url=running.url, api_key=None, auth_token="a-secret", max_retries=0)
+        token = running.clients.enter_context(
+            Anthropic(base_url=running.url, api_key=None, auth_token="a-secret", max_retries=0)
+        )
         assert token.messages.create(**body()).stop_reason == "end_turn"
         for wrong in (client(running, "another"), client(running, "a-secret-and-more")):
             with pytest.raises(anthropic.AuthenticationError) as refused:

@@ -78,6 +78,7 @@ class Ingest:
         self._here: dict[str, str] = {}  # the path of each document of this run, by its SHA-256
         self._flying: dict[str, Flight] = {}
         self._room = asyncio.Semaphore(FLYING)
+        self._turn = asyncio.Lock()  # its waiters are served in the order they came, that of the documents
 
     async def run(self, documents: Sequence[Document]) -> Tally:
         """Ingest; raises `StackError` where the server is gone, and leaves then what it was given."""
@@ -125,13 +126,15 @@ class Ingest:
 
     async def _send(self, document: Document) -> bool:
         """Whether the server is now at work on the document; raises what stands in the way."""
-        digest = await asyncio.to_thread(_digest, document)
         path = str(document.path)[-PATH:]
-        if digest in self._here:
+        async with self._turn:  # so that every run keeps the first of two that are the same
+            digest = await asyncio.to_thread(_digest, document)
+            same = digest in self._here
+            self._here.setdefault(digest, path)
+        if same:
             self.tally.same.append(LeftOut(document.path, "the same as another file"))
             self._tell(document.size)
             return False
-        self._here[digest] = path
         entry = self._known.get(digest)
         attributes = self._attributes | {"path": path, "sha256": digest}
         if entry and entry["status"] == "completed" and not self._differs(entry, attributes):

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -16,11 +16,12 @@ from llama_stack_lite.server import create_app
 
 
 class Running:
-    """A server that listens: its address and its application."""
+    """A server that listens: its address, its application, and the clients to close before it stops."""
 
     def __init__(self, url: str, app: FastAPI) -> None:
         self.url = url
         self.app = app
+        self.clients = ExitStack()
 
 
 @contextmanager
@@ -36,7 +37,9 @@ def serve(config: StackConfig) -> Iterator[Running]:
                 if not thread.is_alive():
                     raise RuntimeError("the server did not start")
                 thread.join(0.01)
-            yield Running(f"http://127.0.0.1:{listener.getsockname()[1]}", app)
+            running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", app)
+            with running.clients:
+                yield running
         finally:
             server.should_exit = True
             thread.join(30)
