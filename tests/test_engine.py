@@ -376,6 +376,31 @@ def test_a_busy_core_is_noticed_and_its_return_too() -> None:
     assert used[2600:].count(2) > 390
 
 
+def test_a_long_step_tries_fewer_threads_only_where_cores_are_busy() -> None:
+    threads, long = Threads(1, 2), list[int]()
+
+    def step(rows: int, *, busy: bool, slow: float = 1.0) -> int:
+        chosen: int = threads.pick(rows)
+        seconds = 2.0 if chosen == 1 else 3.0 if busy else 1.0
+        threads.learn(seconds * slow * rows / 256, rows=rows, threads=chosen)
+        return chosen
+
+    for number in range(200):  # the host takes a core now and then, for one step
+        step(16, busy=False)
+        long.append(step(256, busy=False, slow=2.5 if number % 20 == 10 else 1.0))
+    assert long.count(1) == 1, long
+    for _ in range(20):
+        step(256, busy=True)
+    assert threads.pick(256) == 1
+    for _ in range(40):
+        step(256, busy=False)
+    assert threads.pick(256) == 2
+    for _ in range(40):  # what is busy from the start is seen in short steps
+        step(64, busy=True)
+        step(16, busy=True)
+    assert threads.pick(64) == 1
+
+
 def test_a_number_that_gains_little_is_not_taken() -> None:
     threads = Threads(3, 4)
     for _ in range(1000):

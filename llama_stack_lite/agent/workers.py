@@ -188,16 +188,19 @@ class Workers:
         self._wake.set()
 
     async def _minding(self) -> None:
-        loop, renewed = asyncio.get_running_loop(), 0.0
+        loop, every = asyncio.get_running_loop(), self.settings.lease / 4
+        renewed = buried = -every
         while True:
-            await asyncio.sleep(min(LOOK_EVERY, self.settings.lease / 4))
+            await asyncio.sleep(min(LOOK_EVERY, every))
             try:
                 if held := {*self._working, *self._queued, *self.turns.following}:
-                    if loop.time() - renewed >= self.settings.lease / 4:
+                    if loop.time() - renewed >= every:
                         await leases.renew(self.store, self.turns.worker, held, lease=self.settings.lease)
                         renewed = loop.time()
                     self._stop(held, await leases.cancelled(self.store, self.turns.worker, held))
-                await self._bury()
+                if loop.time() - buried >= every:
+                    await self._bury()
+                    buried = loop.time()
             except StackError as error:
                 log.error("leases could not be renewed: %s", error)
             except Exception:

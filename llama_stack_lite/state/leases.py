@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, or_, select, update
+from sqlalchemy import Connection, bindparam, or_, select, update
 
 from llama_stack_lite.api.responses import ResponseFailure
 from llama_stack_lite.errors import InvalidRequest
@@ -16,6 +16,23 @@ from .tables import responses
 
 column = responses.c
 
+# Made once, as it is asked every second: to make it takes SQLAlchemy longer than to run it.
+WAITING = (
+    select(column.id)
+    .where(
+        column.background == bindparam("background"),
+        column.status.in_(ACTIVE),
+        or_(
+            column.leased_until.is_(None),
+            column.leased_until < now(),
+            (column.status == "queued") & (column.worker == bindparam("by")),
+        ),
+        column.id.not_in(bindparam("without", expanding=True)),
+    )
+    .order_by(column.created_at)
+    .limit(1)
+)
+
 
 async def claim(
     store: Store, worker: str, *, lease: float, background: bool = True, without: Collection[str] = ()
@@ -24,20 +41,12 @@ async def claim(
 
     Those `without` which to look are the worker's own, in progress: they only wait for their leases' renewal.
     """
-    free = or_(column.leased_until.is_(None), column.leased_until < now())
-    mine = (column.status == "queued") & (column.worker == worker)
-    wanted = select(column.id).where(
-        column.background == background,
-        column.status.in_(ACTIVE),
-        or_(free, mine),
-        column.id.not_in([*without]),
-    )
-    wanted = wanted.order_by(column.created_at).limit(1)
-    if await store.read(lambda connection: connection.scalar(wanted)) is None:
+    given = {"background": background, "by": worker, "without": [*without]}
+    if await store.read(lambda connection: connection.scalar(WAITING, given)) is None:
         return None
 
     def work(connection: Connection) -> str | None:
-        found: str | None = connection.scalar(wanted.with_for_update(skip_locked=True))
+        found: str | None = connection.scalar(WAITING.with_for_update(skip_locked=True), given)
         if found:
             taken = {
                 "status": "in_progress",

@@ -1,6 +1,7 @@
 """The KV cache as slots: which tokens each holds, and how a new prompt continues from what is there."""
 
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import count, pairwise, takewhile
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
@@ -43,6 +44,12 @@ def common(one: Ids, other: Ids) -> int:
     return first if length and differ[first] else length
 
 
+def _line(number: int, numbers: set[int]) -> Iterator[int]:
+    """The unbroken line of some numbers that one of them is in."""
+    yield from takewhile(numbers.__contains__, count(number))
+    yield from takewhile(numbers.__contains__, count(number - 1, -1))
+
+
 class Cache:
     """All slots of one context. Only the engine's thread may use it."""
 
@@ -80,14 +87,21 @@ class Cache:
         return slot, self.cut(slot, shared)
 
     def _cheapest(self) -> Slot:
-        """The free slot that was of use the longest ago; or one as good as that, beside others in use.
+        """The free slot that was of use the longest ago; or one as good as that, beside others in use,
+        or else where most others fit beside it.
 
         llama.cpp runs its graph once for each unbroken line of slots.
         """
         free = sorted(self.free(), key=lambda each: each.used)
-        busy = {slot.number for slot in self.slots if slot.user is not None}
         older = free[: (len(free) + 1) // 2]
-        return max(older, key=lambda each: len(busy & {each.number - 1, each.number + 1}))
+        busy = {slot.number for slot in self.slots if slot.user is not None}
+        open_to = busy | {slot.number for slot in older}
+
+        def worth(slot: Slot) -> tuple[int, int]:
+            beside = len(busy & {slot.number - 1, slot.number + 1})
+            return beside, sum(1 for _ in _line(slot.number, open_to))
+
+        return max(older, key=worth)
 
     def between(self, used: list[Slot]) -> list[Slot]:
         """Free slots in the gaps, as far as these are narrow, between slots that have rows in a step.

@@ -16,7 +16,9 @@ LAST = 512  # steps between two trials, at most
 TRIAL = 3  # steps of a trial, of which the one in the middle counts: the first has to wake a thread
 WORSE = 1.5  # times the mean: a step that ends a trial
 BETTER = 0.9  # of the time: what a trial has to gain
-STALLED = 2.0  # times the mean: a step after which the other number is tried at once
+STALLED = 2.0  # times the mean: a step that shows, with the next one, that the cores are busy now
+STOPPED = 4.0  # times the mean, of stalled steps in a row together: the other number is tried at once
+CHEAP = 31  # rows of a step that may be slower for a trial's sake alone
 WEIGHT = 0.2  # of the newest step
 PAUSE = 0.1  # seconds between two steps of an engine that is at work
 
@@ -30,21 +32,34 @@ class _Choice:
     mean: float | None = None  # seconds a row on those in use
     wait: int = 1  # steps until the other is tried
     patience: int = FIRST
+    stalled: list[float] = field(default_factory=list)  # seconds a row of the last steps, in a row
     trial: list[float] = field(default_factory=list)
 
     def pick(self) -> int:
         return self.other if self.wait == 0 else self.used
 
-    def learn(self, threads: int, cost: float) -> None:
+    def learn(self, threads: int, cost: float, *, curious: bool) -> None:
+        """Take note of a step; only the `curious` try the other number without need more than once."""
         if self.mean is None:
             self.mean = cost
         elif threads == self.used:
-            self.wait = 0 if cost > STALLED * self.mean else max(0, self.wait - 1)
-            self.mean += WEIGHT * (cost - self.mean)
+            self._compare(self.mean, cost)
+            self.wait = max(0, self.wait - 1) if curious or self.patience == FIRST else self.wait
         else:
             self.trial.append(cost)
             if len(self.trial) == TRIAL or cost > WORSE * self.mean:
                 self._judge(self.mean)
+
+    def _compare(self, mean: float, cost: float) -> None:
+        """Update the mean; it begins anew where steps have come to take much longer."""
+        if cost <= STALLED * mean:
+            self.stalled.clear()
+            self.mean = mean + WEIGHT * (cost - mean)
+        else:
+            self.stalled.append(cost)
+            if sum(self.stalled) > STOPPED * mean:
+                self.mean, self.wait = statistics.mean(self.stalled), 0
+                self.stalled.clear()
 
     def _judge(self, mean: float) -> None:
         """End the trial."""
@@ -95,7 +110,9 @@ class Threads:
 
     def learn(self, seconds: float, *, rows: int, threads: int) -> None:
         """Take note of a step."""
-        self._choice(rows).learn(threads, seconds / rows)
+        # a long one on one thread costs much; it is tried where short ones have shown that cores are busy
+        crowded = any(choice.used == self.few for choice in self._choices.values())
+        self._choice(rows).learn(threads, seconds / rows, curious=rows <= CHEAP or crowded)
 
     def _choice(self, rows: int) -> _Choice:
         return self._choices.setdefault(rows.bit_length(), _Choice(self.most, self.few))
