@@ -39,6 +39,7 @@ FLASH = {
 }
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BESIDE = 4  # sequences that write beside a prompt, in the steps that do both
+PIECES = ([60, 60, 60, 60], [57, 58, 59, 60])  # rows of several prompts, of one length and of about one
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,23 @@ class Context:
         outputs = sequences < writers
         outputs[-1] = True
         self.fill(self.prompt(rows), positions, sequences * np.int32(apart), outputs)
+        return self._timed()
+
+    def _timed(self) -> float:
+        """Milliseconds of the step that the batch holds; all slots are then as before."""
         began = self.clock()
         self.decode()
         taken = self.clock() - began
         for slot in range(self.slots):
             lib.llama_memory_seq_rm(self.memory, slot, self.depth, -1)
         return 1e3 * taken
+
+    def pieces(self, lengths: Sequence[int]) -> float:
+        """Milliseconds of a step with pieces of several prompts."""
+        slots = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+        places = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+        self.fill(self.prompt(len(slots)), self.depth + places, slots, np.diff(slots, append=-1) != 0)
+        return self._timed()
 
     def steps(self, counts: Sequence[int]) -> Iterator[tuple[str, float]]:
         """Milliseconds of steps of so many rows: rows that write, of a prompt, and of both."""
@@ -219,6 +231,14 @@ def measure(
             for what, value in figures(context):
                 results.setdefault(what, {each: [] for each in found})[name].append(value)
     return results
+
+
+def single(context: Context, counts: Sequence[int]) -> Iterator[tuple[str, float]]:
+    """Milliseconds of single steps."""
+    yield from context.steps(counts)
+    for lengths in PIECES:
+        if len(lengths) <= context.slots:
+            yield f"{' + '.join(map(str, lengths))} of prompts", context.pieces(lengths)
 
 
 def whole(context: Context, options: argparse.Namespace) -> Iterator[tuple[str, float]]:
@@ -278,7 +298,7 @@ def main() -> None:
         context.clock = time.thread_time if options.cpu_time else time.perf_counter
         if options.rows is not None:
             context.deepen(options.depth)
-    steps = partial(Context.steps, counts=options.rows or ROWS)
+    steps = partial(single, counts=options.rows or ROWS)
     figures = partial(whole, options=options) if options.rows is None else steps
     results = measure(found, figures, rounds=options.rounds)
     for context in found.values():

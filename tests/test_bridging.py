@@ -1,6 +1,7 @@
-"""Free slots between those in use: a row for each keeps the line unbroken, and nobody notices."""
+"""Rows that save llama.cpp runs of its graph, in free slots and after prompts: nobody notices them."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from llama_stack_lite.local.engine import Job, Sampling, Step
-from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH
+from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, WORTH_PADDING, Pace, padding
 from llama_stack_lite.providers.inference.llama_cpp.cache import PAGE, WORTH_BRIDGING, Cache, Slot
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
 from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
@@ -147,3 +148,75 @@ def test_a_slot_that_would_be_emptied_is_no_bridge(cache: Cache) -> None:
     assert cache.cut(cache.slots[5], 30) == 0  # this model's caches are cut nowhere but at the beginning
     assert between(cache, 0, 2) == []
     assert between(cache, 4, 6) == [5]
+
+
+# ---------------------------------------------------------------- prompts of about the same length
+
+
+LENGTHS = (40, 41, 43, 43, 70)
+
+
+def of_length(number: int, length: int) -> Job:
+    prompt = [20 + (number * 37 + place * 11) % 280 for place in range(length)]
+    return Job(prompt=prompt, max_tokens=30, sampling=Sampling(temperature=0))
+
+
+async def at_once(engine: Engine, rows: list[list[int]]) -> list[list[Step]]:
+    """Answers to prompts that have all come when the engine takes its next step."""
+    await answer(engine, of_length(9, 100))  # shows what a row takes
+    rows.clear()
+    jobs = [of_length(number, length) for number, length in enumerate(LENGTHS)]
+    with engine.line._wake:
+        answers = [asyncio.create_task(answer(engine, each)) for each in jobs]
+        await until(lambda: len(engine.line.waiting) == len(jobs))
+    return await asyncio.gather(*answers)
+
+
+def test_prompts_of_about_one_length_are_read_as_if_of_one(engine: Engine, rows: list[list[int]]) -> None:
+    found = asyncio.run(at_once(engine, rows))
+    pieces = [sorted(Counter(slots).values()) for slots in rows]
+    assert pieces[0] == [43, 43, 43, 43, 70]
+    held = {slot.number: slot.length for slot in engine.cache.slots}
+    ends = {number: lib.llama_memory_seq_pos_max(engine.cache.memory, number) for number in held}
+    assert ends == {number: length - 1 for number, length in held.items()}
+    for number, steps in enumerate(found):
+        assert tokens(steps) == tokens(asyncio.run(answer(engine, of_length(number, LENGTHS[number]))))
+
+
+def test_a_cache_that_cannot_be_cut_has_no_more_than_was_asked_for(
+    engine: Engine, rows: list[list[int]]
+) -> None:
+    engine.loaded.rewinds = False
+    asyncio.run(at_once(engine, rows))
+    pieces = [sorted(Counter(slots).values()) for slots in rows]
+    assert pieces[0] == [40, 41, 43, 43, 70]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "room", "added"),
+    [
+        ([60, 62, 63, 64], 99, [4, 2, 1, 0]),
+        ([64, 60, 63, 62], 99, [0, 4, 1, 2]),
+        ([60, 62, 63, 64], 4, [3, 1, 0, 0]),
+        ([60, 60, 60, 63], 99, [0, 0, 0, 0]),
+        ([60, 60, 60, 63], 2, [0, 0, 0, 0]),
+        ([1, 1 + WORTH_PADDING, 2 + 2 * WORTH_PADDING], 99, [WORTH_PADDING, 0, 0]),
+        ([30, 30], 99, [0, 0]),
+        ([], 99, []),
+    ],
+)
+def test_few_rows_are_added(lengths: list[int], room: int, added: list[int]) -> None:
+    found = padding(dict(enumerate(lengths)), room)
+    assert [found.get(slot, 0) for slot in range(len(lengths))] == added
+    assert sum(found.values()) <= room
+
+
+def test_a_short_prompt_is_not_begun_beside_others() -> None:
+    pace = Pace()
+    assert pace.portion(60, 200, room=200, beside=True) == 60
+    assert pace.portion(60, 55, room=200, beside=True) == 60, "its end is not put off for a few tokens"
+    assert pace.portion(60, 20, room=20, beside=True) == 0
+    assert pace.portion(60, 20, room=20, beside=False) == 20
+    assert pace.portion(2000, 20, room=20, beside=True) == 0
+    assert pace.portion(2000, 100, room=100, beside=True) == 100
+    assert pace.portion(2000, 4, room=200, beside=False) == 4

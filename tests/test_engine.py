@@ -1,6 +1,7 @@
 """The llama.cpp engine from inside: prefixes, fairness, adapters, cancelling; all on a tiny random model."""
 
 import asyncio
+import os
 import random
 import threading
 from collections.abc import Iterator
@@ -191,8 +192,23 @@ def test_a_newcomer_sits_beside_the_others_where_that_costs_nothing_newer() -> N
         slot.user = object()
         return slot.number
 
-    # each time of the older half: the oldest, unless another is beside one who sits, or between two
-    assert [sit() for _ in range(8)] == [2, 3, 5, 6, 1, 4, 0, 7]
+    # each time of the older half: beside one who sits, or between two, or where most fit; else the oldest
+    assert [sit() for _ in range(8)] == [2, 3, 5, 1, 0, 4, 6, 7]
+
+
+def test_a_burst_sits_in_one_line_wherever_the_oldest_slots_are() -> None:
+    cache = Cache(None, slots=16, room=1)
+    for first in range(40):
+        taken = []
+        for _ in range(1 if first == 0 else 4):
+            slot = cache._cheapest()
+            slot.user = object()
+            taken.append(slot)
+        numbers = sorted(slot.number for slot in taken)
+        assert numbers == [*range(numbers[0], numbers[-1] + 1)]
+        for slot in taken:
+            slot.user = None
+            cache.touch(slot)
 
 
 @pytest.mark.parametrize("bias", [{}, {44: 50.0}, {44: -100.0}])
@@ -411,6 +427,32 @@ def test_a_number_that_gains_little_is_not_taken() -> None:
 
 def test_a_number_that_is_set_is_kept() -> None:
     assert {Threads(2, 2).pick(rows) for rows in range(1, 256)} == {2}
+
+
+def tasks() -> int:
+    """The threads of this process, native ones too."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def test_an_engine_that_rests_has_no_threads_that_compute(tiny: Path) -> None:
+    """While those of a process are more than its cores, every model takes longer for a step."""
+    engine = Engine(
+        Loaded(tiny, context=512, slots=1, threads=1, batch=256), slots=1, queue=1, threads=Threads(3, 3)
+    )
+
+    async def main() -> int:
+        await asyncio.to_thread(int)  # a thread of the loop's own
+        idle = tasks()
+        async with aclosing(engine.generate(Job(prompt=ids(30, 5), max_tokens=400))) as steps:
+            await anext(steps)
+            assert tasks() == idle + 2
+        await until(lambda: tasks() == idle)
+        return idle
+
+    try:
+        asyncio.run(main())
+    finally:
+        engine.close()
 
 
 def test_two_engines_at_work_do_not_both_want_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,15 @@ def test_tokens_leave_once_the_interval_is_over(tiny: Path) -> None:
     assert 4 < len(times) < (times[-1] - times[0]) / interval + 3
 
 
+@pytest.mark.parametrize(
+    ("interval", "running", "seconds"), [(0.03, 1, 0.03), (0.03, 16, 0.08), (0.03, 99, 0.1), (0.0, 16, 0.0)]
+)
+def test_the_more_run_the_longer_the_interval(interval: float, running: int, seconds: float) -> None:
+    many: line.Line[Any] = line.Line(slots=running, queue=0, free=lambda _: None, interval=interval)
+    many.running = [object()] * running
+    assert many._interval() == pytest.approx(seconds)
+
+
 def test_nothing_is_kept_back_while_a_prompt_is_read(engine: Engine) -> None:
     async def main() -> int:
         seen = 0

@@ -18,6 +18,8 @@ from llama_stack_lite.prompting.constraints import matcher
 
 from .engine import Job, Step, Vocab
 
+SHARE = 0.005  # seconds of the interval, at least, for each that runs: what they cost together has a bound
+LONGEST = 0.1  # seconds, where many run
 log = logging.getLogger(__name__)
 
 
@@ -43,7 +45,8 @@ class Line(Generic[T]):
     """Lets `slots` tickets in at a time, fair between clients, and `queue` more wait.
 
     Any event loop may `generate`; all else is for the engine's one thread. There `seat` is called for
-    each ticket whose turn it is, and may say False to let it wait, and `free` for each that leaves.
+    each ticket whose turn it is, and may say False to let it wait, `free` for each that leaves, and `rest`
+    when there is nothing to do.
 
     Steps of one ticket that are made within `interval` seconds leave together: each departure costs the
     event loop, the socket and the client some time of the cores that compute.
@@ -56,6 +59,7 @@ class Line(Generic[T]):
         queue: int,
         free: Callable[[T], None],
         seat: Callable[[T], bool] = lambda _: True,
+        rest: Callable[[], None] = lambda: None,
         interval: float = 0.0,
     ) -> None:
         self.slots = slots
@@ -67,6 +71,7 @@ class Line(Generic[T]):
         self._made: dict[Ticket, Delivery] = {}
         self._free = free
         self._seat = seat
+        self.rest = rest
         self._turns = 0
         self._served: Counter[str] = Counter()  # the turn in which each client was last let in
         self._closing = False
@@ -142,6 +147,7 @@ class Line(Generic[T]):
                 if self.running:
                     return True
                 self.flush()
+                self.rest()
                 self._wake.wait()
             return False
 
@@ -178,9 +184,14 @@ class Line(Generic[T]):
             if not due or now >= ticket.due or _ends(steps[-1])
         }
         for ticket in leaving:
-            ticket.due = now + self.interval
+            ticket.due = now + self._interval()
             del self._made[ticket]
         deliver(leaving)
+
+    def _interval(self) -> float:
+        """Seconds between two departures of one ticket: longer where many run, unless each step leaves."""
+        many = min(SHARE * len(self.running), LONGEST)
+        return self.interval and max(self.interval, many)
 
     def leave(self, ticket: T) -> None:
         """A slot is free again."""

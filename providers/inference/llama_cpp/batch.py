@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 BATCH = 256  # rows of one step, at most
 LEAST = 4  # rows of prompts that a step takes, however slow it is
+WORTH_PADDING = 8  # rows; as many take less than to run the graph once more
 
 Ids = NDArray[np.int32]
 
@@ -49,6 +50,26 @@ class Batch:
             self.outputs[rows.stop - 1] = 1
         self.handle.n_tokens = rows.stop
         return first
+
+
+def padding(lengths: dict[int, int], room: int) -> dict[int, int]:
+    """How many rows to add to pieces of about the same length, so that they have the same one.
+
+    llama.cpp runs its graph for as many rows of each sequence as the shortest of them has left, and again.
+    Both are by the slots' numbers; `room` is how many rows the batch has left.
+    """
+    level: list[int] = []  # slots whose pieces have, with what is added, the length of the last
+    added: dict[int, int] = {}
+    for slot, length in sorted(lengths.items(), key=lambda each: each[1]):
+        if level:
+            missing = length - lengths[level[-1]]
+            if missing * len(level) > min(WORTH_PADDING, room):
+                level = []
+            elif missing:
+                room -= missing * len(level)
+                added |= {each: added.get(each, 0) + missing for each in level}
+        level.append(slot)
+    return added
 
 
 class Pace:
@@ -98,6 +119,15 @@ class Pace:
                 return 0
             rows = many
         return self._bounded(rows, writers)
+
+    def portion(self, ahead: int, budget: int, *, room: int, beside: bool) -> int:
+        """How many of the rows that a prompt has `ahead` go into a step; few have none `beside` others.
+
+        llama.cpp would run its graph for them alone. A prompt's end is not put off for a few tokens.
+        """
+        rows = min(ahead if ahead <= budget * 1.5 else budget, room)
+        few = rows < ahead and (ahead <= self.SHORT or rows < self.BULK)
+        return 0 if beside and few else rows
 
     def hurries(self, *, writers: int, shortest: int) -> bool:
         """Whether prompts are read as fast as can be: beside nobody, or because they are soon over."""

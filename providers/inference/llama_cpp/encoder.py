@@ -18,6 +18,7 @@ from llama_stack_lite.errors import ConfigError, InvalidRequest, StackError, Tex
 from .batch import Batch, Ids
 from .loading import Weights
 from .log import attention, last_words
+from .threads import rest
 from .vocab import Vocab
 
 T = TypeVar("T")
@@ -86,7 +87,13 @@ class Encoder:
         return self._pooler
 
     async def _work(self, call: Callable[..., T], *given: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, call, *given)
+        def work() -> T:
+            try:
+                return call(*given)
+            finally:
+                rest()
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
     def close(self) -> None:
         """Wait for the step that is being computed, and give the memory back."""

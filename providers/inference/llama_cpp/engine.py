@@ -16,16 +16,16 @@ from llama_stack_lite.local.engine import Job, Step
 from llama_stack_lite.local.line import Event, Line, Ticket
 from llama_stack_lite.local.logits import logprobs
 
-from .batch import BATCH, Batch, Ids, Pace
+from .batch import BATCH, WORTH_PADDING, Batch, Ids, Pace, padding
 from .cache import WORTH_COPYING, Cache, Slot, common
 from .loading import Loaded
 from .sampling import Sampler, row_of
-from .threads import Threads
+from .threads import Threads, rest
 from .vision import Tile, Tiles, boundary, decode, surplus
 
 log = logging.getLogger(__name__)
 
-ANY = np.zeros(1, dtype=np.int32)  # a token whose meaning does not matter
+ANY = np.zeros(BATCH, dtype=np.int32)  # tokens whose meaning does not matter
 
 
 class Sequence(Ticket):
@@ -71,11 +71,11 @@ class Engine:
         self.vocab = loaded.vocab
         self.cache = Cache(loaded.memory, slots=slots, room=loaded.context_length + 1)
         self.line: Line[Sequence] = Line(
-            slots=slots, queue=queue, seat=self._seat, free=self._free, interval=interval
+            slots=slots, queue=queue, seat=self._seat, free=self._free, rest=rest, interval=interval
         )
         self._adapter: str | None = None
         self._batch = Batch(BATCH)
-        self._bridges: list[Slot] = []  # free slots with a row in the batch
+        self._spare: list[tuple[Slot, int]] = []  # slots with rows that nobody asked for, and to cut them to
         self._pace = Pace()
         self._threads = threads or Threads(1, 1)
         self._thread = threading.Thread(target=self._work, name="llama.cpp", daemon=True)
@@ -161,8 +161,8 @@ class Engine:
             self.line.flush(due=not reads)  # nothing is kept back while a prompt is read
             code = self._checked(lib.llama_decode(self.loaded.context, self._batch.handle))
             lib.llama_synchronize(self.loaded.context)
-        for slot in self._bridges:
-            self.cache.cut(slot, slot.length)
+        for slot, length in self._spare:
+            self.cache.cut(slot, length)
         return code
 
     def _checked(self, code: int) -> int:
@@ -213,23 +213,48 @@ class Engine:
         readers = [(slot, sequence) for slot, sequence in active if sequence.reading]
         for slot, sequence in sorted(readers, key=lambda each: len(each[1].todo)):
             ahead = sequence.text_ahead()
-            # a prompt's end is not put off for a few tokens
-            counts[slot.number] = min(ahead if ahead <= budget * 1.5 else budget, room)
+            beside = room < BATCH - writers
+            counts[slot.number] = self._pace.portion(ahead, budget, room=room, beside=beside)
             # beside writers one long prompt a step: llama.cpp runs its graph for each length of pieces
             hurries = self._pace.hurries(writers=writers, shortest=ahead)
             budget = max(0, budget - counts[slot.number]) if hurries else 0
             room -= counts[slot.number]
+        return self._rows(active, counts), writers, sum(counts.values()) - writers
+
+    def _rows(
+        self, active: list[tuple[Slot, Sequence]], counts: dict[int, int]
+    ) -> list[tuple[Slot, int, int]]:
+        """Put the next rows of each sequence into the batch, as few or many as by the number of its slot.
+
+        With some more that save llama.cpp runs of its graph, and are cut again when it was run.
+        """
         used = [slot for slot, _ in active if counts[slot.number]]
-        taken = sum(counts.values())
-        self._bridges = self.cache.between(used)[: BATCH - taken]
+        room = BATCH - sum(counts.values())
+        extra = padding(self._may_grow(used, counts), room)
+        bridges = self.cache.between(used)[: room - sum(extra.values())]
+        extra |= {slot.number: 1 for slot in bridges}
         self._batch.clear()
+        self._spare.clear()
         rows = []
-        for slot in sorted([*used, *self._bridges], key=lambda each: each.number):
-            if slot.user:
-                rows.append((slot, self._add(slot, slot.user, counts[slot.number]), counts[slot.number]))
-            else:
-                self._batch.add(ANY, start=slot.length, slot=slot.number, outputs="none")
-        return rows, writers, taken - writers
+        for slot in sorted([*used, *bridges], key=lambda each: each.number):
+            count = counts.get(slot.number, 0)
+            if count:
+                rows.append((slot, self._add(slot, slot.user, count), count))
+            if more := extra.get(slot.number):
+                end = slot.length + count
+                self._batch.add(ANY[:more], start=end, slot=slot.number, outputs="none")
+                self._spare.append((slot, end))
+        return rows
+
+    def _may_grow(self, used: list[Slot], counts: dict[int, int]) -> dict[int, int]:
+        """The pieces of prompts that may be read further than they go: how long they are, by slots."""
+        return {
+            slot.number: count
+            for slot in used
+            if slot.user.reading
+            and self.loaded.rewinds
+            and slot.length + (count := counts[slot.number]) + WORTH_PADDING < slot.room
+        }
 
     def _add(self, slot: Slot, sequence: Sequence, count: int) -> int:
         outputs: Literal["none", "last", "all"] = "last" if count == len(sequence.todo) else "none"

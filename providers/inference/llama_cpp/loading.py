@@ -60,6 +60,12 @@ class Weights:
         found = lib.llama_model_chat_template(self.model, None)
         return found.decode() if found else None
 
+    @property
+    def rewinds(self) -> bool:
+        """Whether the last tokens that a sequence has read can be forgotten, and nothing else with them."""
+        holds_all = not lib.llama_model_is_recurrent(self.model) and not lib.llama_model_is_hybrid(self.model)
+        return holds_all and lib.llama_model_n_swa(self.model) == 0
+
     def cell(self) -> int:
         """The bytes that a token takes in the KV cache, at most: keys and values of 16 bits in each layer."""
         heads = self._number("attention.head_count") or 1
@@ -119,6 +125,7 @@ class Loaded:
             self.close()
             raise
         self.memory: Any = lib.llama_get_memory(self.context)
+        self.rewinds: bool = self.weights.rewinds
         self.size: int = (
             lib.llama_model_size(self.model) + lib.llama_n_ctx(self.context) * self.weights.cell()
         )

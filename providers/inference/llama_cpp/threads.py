@@ -1,12 +1,14 @@
 """How many threads a step runs on: all cores or one less, whichever was faster lately."""
 
+import ctypes
 import math
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import ClassVar
 from weakref import WeakSet
@@ -119,6 +121,26 @@ class Threads:
 
     def __str__(self) -> str:
         return str(self.few) if self.few == self.most else f"{self.few} or {self.most}"
+
+
+def rest() -> None:
+    """End the threads that ggml has computed with for the calling one; its next step starts them again.
+
+    While all of a process are more than its cores, GNU's OpenMP lets those at a barrier sleep instead of
+    spin, and each step of any model takes 1.5 times as long. It counts those that have nothing to do too.
+    """
+    if pause := _pause():
+        pause(1)
+
+
+@cache
+def _pause() -> Callable[[int], int] | None:
+    """`omp_pause_resource_all`, where ggml was built with GNU's OpenMP."""
+    try:
+        library = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        return library.omp_pause_resource_all
+    except (OSError, AttributeError):
+        return None
 
 
 def cores() -> int:

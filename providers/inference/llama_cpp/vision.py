@@ -25,6 +25,7 @@ from llama_stack_lite.prompting.images import images_of
 from llama_stack_lite.prompting.template import ChatTemplate, ImagePiece
 
 from .log import CALLBACK, last_words
+from .threads import rest
 from .vocab import Vocab
 
 VISION_BATCH = 1280  # rows that a model reads at once: some take a whole image, and no less
@@ -208,7 +209,9 @@ class Vision:
         return Picture(tokens, tiles)
 
     def _tile(self, chunk: Any) -> Tile:
-        if mtmd.mtmd_encode_chunk(self._handle, chunk):
+        failed = mtmd.mtmd_encode_chunk(self._handle, chunk)
+        rest()
+        if failed:
             raise Unavailable(f"the image could not be encoded: {last_words()}")
         rows = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
         found = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._handle), (rows, self.width))
