@@ -201,6 +201,7 @@ def test_a_cache_that_cannot_be_cut_has_no_more_than_was_asked_for(
         ([60, 60, 60, 63], 99, [0, 0, 0, 0]),
         ([60, 60, 60, 63], 2, [0, 0, 0, 0]),
         ([1, 1 + WORTH_PADDING, 2 + 2 * WORTH_PADDING], 99, [WORTH_PADDING, 0, 0]),
+        ([1, 1 + WORTH_PADDING, 3 + WORTH_PADDING], 99, [WORTH_PADDING, 0, 0]),
         ([30, 30], 99, [0, 0]),
         ([], 99, []),
     ],
@@ -209,6 +210,24 @@ def test_few_rows_are_added(lengths: list[int], room: int, added: list[int]) -> 
     found = padding(dict(enumerate(lengths)), room)
     assert [found.get(slot, 0) for slot in range(len(lengths))] == added
     assert sum(found.values()) <= room
+
+
+def test_no_row_is_added_where_the_slot_would_be_full(engine: Engine) -> None:
+    """llama.cpp refuses a step with more rows than a slot has room for."""
+    full = engine.loaded.context_length - 1
+    lengths, new = (full, 108), (3, 8)
+
+    async def main() -> list[list[Step]]:
+        for number, length in enumerate(lengths):
+            await answer(engine, of_length(number, length - new[number]))
+        jobs = [of_length(number, length) for number, length in enumerate(lengths)]
+        with engine.line._wake:
+            answers = [asyncio.create_task(answer(engine, each)) for each in jobs]
+            await until(lambda: len(engine.line.waiting) == len(jobs))
+        return await asyncio.gather(*answers)
+
+    for steps, length, ahead in zip(asyncio.run(main()), lengths, new, strict=True):
+        assert steps[-1].finish == "length" and steps[0].cached == length - ahead
 
 
 def test_a_short_prompt_is_not_begun_beside_others() -> None:

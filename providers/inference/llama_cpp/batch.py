@@ -56,14 +56,16 @@ def padding(lengths: dict[int, int], room: int) -> dict[int, int]:
     """How many rows to add to pieces of about the same length, so that they have the same one.
 
     llama.cpp runs its graph for as many rows of each sequence as the shortest of them has left, and again.
-    Both are by the slots' numbers; `room` is how many rows the batch has left.
+    Both are by the slots' numbers; `room` is how many rows the batch has left. No piece gets more than
+    `WORTH_PADDING`.
     """
     level: list[int] = []  # slots whose pieces have, with what is added, the length of the last
     added: dict[int, int] = {}
     for slot, length in sorted(lengths.items(), key=lambda each: each[1]):
         if level:
             missing = length - lengths[level[-1]]
-            if missing * len(level) > min(WORTH_PADDING, room):
+            in_all = length - lengths[level[0]]  # what the shortest of them then has
+            if missing * len(level) > min(WORTH_PADDING, room) or in_all > WORTH_PADDING:
                 level = []
             elif missing:
                 room -= missing * len(level)
