@@ -142,7 +142,8 @@ class Engine:
         looking = any(sequence.sees() for _, sequence in active)
         out = self._see(active) if looking else []
         rows, writers, read = self._fill([each for each in active if each[0].user and not each[1].sees()])
-        code = self._decode(reads=read > 0) if rows else 0
+        # nothing is kept back while a prompt is read, not between its pieces either: these make tokens late
+        code = self._decode(hold=not any(sequence.reading for _, sequence in active)) if rows else 0
         for slot, first, count in rows:
             sequence = slot.user
             if code:
@@ -154,11 +155,11 @@ class Engine:
             self._pace.learn(time.perf_counter() - started, writers=writers, read=read)
         self.line.put(out)
 
-    def _decode(self, *, reads: bool) -> int:
+    def _decode(self, *, hold: bool) -> int:
         """Run the batch; as `_checked` in what it returns and raises."""
         with self._threads.step(self._batch.handle.n_tokens) as threads:
             lib.llama_set_n_threads(self.loaded.context, threads, threads)
-            self.line.flush(due=not reads)  # nothing is kept back while a prompt is read
+            self.line.flush(due=hold)
             code = self._checked(lib.llama_decode(self.loaded.context, self._batch.handle))
             lib.llama_synchronize(self.loaded.context)
         for slot, length in self._spare:
