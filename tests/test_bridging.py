@@ -161,15 +161,19 @@ def of_length(number: int, length: int) -> Job:
     return Job(prompt=prompt, max_tokens=30, sampling=Sampling(temperature=0))
 
 
-async def at_once(engine: Engine, rows: list[list[int]]) -> list[list[Step]]:
-    """Answers to prompts that have all come when the engine takes its next step."""
-    await answer(engine, of_length(9, 100))  # shows what a row takes
-    rows.clear()
-    jobs = [of_length(number, length) for number, length in enumerate(LENGTHS)]
+async def together(engine: Engine, jobs: list[Job]) -> list[list[Step]]:
+    """Answers to jobs that have all come when the engine takes its next step."""
     with engine.line._wake:
         answers = [asyncio.create_task(answer(engine, each)) for each in jobs]
         await until(lambda: len(engine.line.waiting) == len(jobs))
     return await asyncio.gather(*answers)
+
+
+async def at_once(engine: Engine, rows: list[list[int]]) -> list[list[Step]]:
+    """Answers to prompts of about one length; `rows` are then those of the steps that they took."""
+    await answer(engine, of_length(9, 100))  # shows what a row takes
+    rows.clear()
+    return await together(engine, [of_length(number, length) for number, length in enumerate(LENGTHS)])
 
 
 def test_prompts_of_about_one_length_are_read_as_if_of_one(engine: Engine, rows: list[list[int]]) -> None:
@@ -220,11 +224,7 @@ def test_no_row_is_added_where_the_slot_would_be_full(engine: Engine) -> None:
     async def main() -> list[list[Step]]:
         for number, length in enumerate(lengths):
             await answer(engine, of_length(number, length - new[number]))
-        jobs = [of_length(number, length) for number, length in enumerate(lengths)]
-        with engine.line._wake:
-            answers = [asyncio.create_task(answer(engine, each)) for each in jobs]
-            await until(lambda: len(engine.line.waiting) == len(jobs))
-        return await asyncio.gather(*answers)
+        return await together(engine, [of_length(number, length) for number, length in enumerate(lengths)])
 
     for steps, length, ahead in zip(asyncio.run(main()), lengths, new, strict=True):
         assert steps[-1].finish == "length" and steps[0].cached == length - ahead
