@@ -1,6 +1,10 @@
-"""Rows that save llama.cpp runs of its graph, in free slots and after prompts: nobody notices them."""
+"""Rows that save llama.cpp runs of its graph, in free slots and after prompts: nobody notices them.
+
+And which prompts a step reads, so that it needs few such runs, and nobody waits for ever.
+"""
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, aclosing
@@ -11,6 +15,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 import pytest
 
+from llama_stack_lite.local import line
 from llama_stack_lite.local.engine import Job, Sampling, Step
 from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, WORTH_PADDING, Pace, padding
 from llama_stack_lite.providers.inference.llama_cpp.cache import PAGE, WORTH_BRIDGING, Cache, Slot
@@ -239,3 +244,90 @@ def test_a_short_prompt_is_not_begun_beside_others() -> None:
     assert pace.portion(2000, 20, room=20, beside=True) == 0
     assert pace.portion(2000, 100, room=100, beside=True) == 100
     assert pace.portion(2000, 4, room=200, beside=False) == 4
+
+
+# ---------------------------------------------------------------- who reads when
+
+
+def test_prompts_that_are_read_together_sit_side_by_side(engine: Engine, rows: list[list[int]]) -> None:
+    """Whichever of them is a little shorter."""
+
+    async def main() -> None:
+        await answer(engine, of_length(9, 100))
+        await answer(engine, of_length(8, 100))
+        rows.clear()
+        await together(engine, [of_length(number, 90 + number * 5 % 8) for number in range(SLOTS)])
+
+    asyncio.run(main())
+    reading = [slots for slots in rows if len(slots) > SLOTS]
+    assert len(reading) > 2
+    assert max(map(lines, reading)) == 1
+
+
+def test_those_who_write_take_no_row_from_prompts(engine: Engine, rows: list[list[int]]) -> None:
+    many = SLOTS // 2
+
+    async def main() -> None:
+        await answer(engine, of_length(9, 100))
+        async with AsyncExitStack() as stack:
+            for number in range(many):
+                writer = await stack.enter_async_context(aclosing(engine.generate(job(number))))
+                await anext(writer)
+            await together(engine, [of_length(20 + number, BATCH // many) for number in range(many)])
+
+    asyncio.run(main())
+    assert max(map(len, rows)) == BATCH + many
+
+
+def test_a_long_prompt_is_read_however_many_short_ones_come(engine: Engine) -> None:
+    source = random.Random(1)
+    served = 0
+
+    def new(length: int) -> Job:
+        return Job(prompt=[source.randrange(20, 300) for _ in range(length)], max_tokens=1)
+
+    async def main() -> int:
+        reading = asyncio.create_task(answer(engine, new(900)))
+
+        async def asking() -> None:
+            nonlocal served
+            while not reading.done() and served < 300:
+                await answer(engine, new(120))
+                served += 1
+
+        await asyncio.gather(*[asking() for _ in range(SLOTS - 1)])
+        before = served
+        await reading
+        return before
+
+    # as many rows as its own, and those who have come by then
+    assert asyncio.run(main()) < 900 / 120 + 4 * SLOTS
+
+
+def test_those_who_came_together_wait_for_each_other_the_next_time(
+    engine: Engine, rows: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(line, "SOON", 60.0)
+    monkeypatch.setattr(line, "TOGETHER", 60.0)
+
+    rested: list[bool] = []
+    monkeypatch.setattr(engine.line, "rest", lambda: rested.append(True))
+
+    async def main() -> None:
+        await answer(engine, of_length(0, 40))  # alone, it waits for nobody
+        jobs = [of_length(number, 40) for number in range(1, SLOTS + 1)]
+        await together(engine, jobs)
+        with engine.line._wake:
+            rested.clear()
+            engine.line._wake.notify()
+        await until(lambda: rested)
+        rows.clear()
+        coming: list[asyncio.Task[list[Step]]] = []
+        for each in jobs:
+            assert not rows
+            coming.append(asyncio.create_task(answer(engine, each)))
+            await until(lambda: rows or len(engine.line.waiting) == len(coming))
+        await asyncio.gather(*coming)
+
+    asyncio.run(asyncio.wait_for(main(), 50))
+    assert len(set(rows[0])) == SLOTS

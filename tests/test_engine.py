@@ -345,7 +345,9 @@ def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:
     pace.learn(0.040, writers=4, read=0)
     pace.learn(0.060, writers=5, read=0)
     assert rows(1, writers=5) == 22, "three quarters of 60 ms"
-    assert rows(2) == 60 and rows(60) == 125, "the more wait, the more they get"
+    assert rows(2) == 60 and rows(3) == 125, "the more wait, the more they get"
+    assert rows(4) == 250, "no more write than wait"
+    assert rows(1, writers=1) == 0, "but one does not stop another"
     assert rows(1, shortest=Pace.SHORT) == 125, "a short one is soon over"
     assert rows(2, shortest=Pace.SHORT) == rows(2, writers=0) == 250, (
         "several are read in as few steps as can be"

@@ -20,6 +20,8 @@ from .engine import Job, Step, Vocab
 
 SHARE = 0.005  # seconds of the interval, at least, for each that runs: what they cost together has a bound
 LONGEST = 0.1  # seconds, where many run
+SOON = 0.003  # seconds: about what the event loop takes for a request
+TOGETHER = 0.05  # seconds that the first of several waits for the others, at most
 log = logging.getLogger(__name__)
 
 
@@ -69,6 +71,7 @@ class Line(Generic[T]):
         self.waiting: list[T] = []
         self.broken: str | None = None
         self._made: dict[Ticket, Delivery] = {}
+        self._several = False  # whether more than one ran since there was nothing to do
         self._free = free
         self._seat = seat
         self.rest = rest
@@ -143,13 +146,26 @@ class Line(Generic[T]):
                 self.waiting = [each for each in self.waiting if not each.cancelled]
                 for ticket in [each for each in self.running if each.cancelled]:
                     self.leave(ticket)
-                self._admit()
+                if self.waiting:
+                    self._admit()
                 if self.running:
                     return True
                 self.flush()
                 self.rest()
                 self._wake.wait()
+                if self._several and self.waiting:
+                    self._gather()
             return False
+
+    def _gather(self) -> None:
+        """Wait for those who come with the first, as they did the last time: they then read together.
+
+        Else the first reads alone while the others' requests take its cores, and the last write alone.
+        """
+        end = time.monotonic() + TOGETHER
+        while len(self.waiting) < self.slots and time.monotonic() < end and self._wake.wait(SOON):
+            pass
+        self._several = False
 
     def _admit(self) -> None:
         """First those of the clients that have the fewest running, then of those not served for longest."""
@@ -163,6 +179,7 @@ class Line(Generic[T]):
                 self.running.append(ticket)
                 self._turns += 1
                 self._served[ticket.client] = self._turns
+        self._several |= len(self.running) > 1
         known = {each.client for each in (*self.waiting, *self.running)}
         self._served = Counter({name: turn for name, turn in self._served.items() if name in known})
 

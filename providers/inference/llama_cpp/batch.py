@@ -7,7 +7,7 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-BATCH = 256  # rows of one step, at most
+BATCH = 256  # rows of prompts in one step, at most; a row of every other slot comes besides
 LEAST = 4  # rows of prompts that a step takes, however slow it is
 WORTH_PADDING = 8  # rows; as many take less than to run the graph once more
 
@@ -56,7 +56,7 @@ def padding(lengths: dict[int, int], room: int) -> dict[int, int]:
     """How many rows to add to pieces of about the same length, so that they have the same one.
 
     llama.cpp runs its graph for as many rows of each sequence as the shortest of them has left, and again.
-    Both are by the slots' numbers; `room` is how many rows the batch has left. No piece gets more than
+    Both are by the slots' numbers; `room` is how many rows may be added. No piece gets more than
     `WORTH_PADDING`.
     """
     level: list[int] = []  # slots whose pieces have, with what is added, the length of the last
@@ -105,11 +105,11 @@ class Pace:
         """How many rows of prompts the next step may take; `shortest` of them has so many tokens left."""
         if self.row is None:
             return self.BULK
-        if self.hurries(writers=writers, shortest=shortest):
+        if self.hurries(readers=readers, writers=writers, shortest=shortest):
             # never so few that they would not show when a row has come to take less again; and of several
             # prompts twice as many, as those who start together write together, and end sooner
             seconds = self.LONGEST * (2 if readers > 1 else 1)
-            return self._bounded(max(self.BULK, seconds / self.row), writers)
+            return self._bounded(max(self.BULK, seconds / self.row))
         if writers not in self.writing or self.age >= self.FRESH:
             return 0
         share = self.writing[writers] * self.SHARE
@@ -120,7 +120,7 @@ class Pace:
             if self.since * readers**2 < self.RARE:
                 return 0
             rows = many
-        return self._bounded(rows, writers)
+        return self._bounded(rows)
 
     def portion(self, ahead: int, budget: int, *, room: int, beside: bool) -> int:
         """How many of the rows that a prompt has `ahead` go into a step; few have none `beside` others.
@@ -131,9 +131,9 @@ class Pace:
         few = rows < ahead and (ahead <= self.SHORT or rows < self.BULK)
         return 0 if beside and few else rows
 
-    def hurries(self, *, writers: int, shortest: int) -> bool:
-        """Whether prompts are read as fast as can be: beside nobody, or because they are soon over."""
-        return writers == 0 or shortest <= self.SHORT
+    def hurries(self, *, readers: int, writers: int, shortest: int) -> bool:
+        """Whether prompts are read at full speed: as they are soon over, or several and no more write."""
+        return writers == 0 or shortest <= self.SHORT or (readers > 1 and readers >= writers)
 
     def learn(self, seconds: float, *, writers: int, read: int) -> None:
         """Take note of a step with `read` rows of prompts."""
@@ -150,8 +150,8 @@ class Pace:
         elif writers:
             self.piece = self._mean(self.piece, max(0.0, spent - read * self.row))
 
-    def _bounded(self, rows: float, writers: int) -> int:
-        return max(LEAST, min(int(rows), BATCH - writers))
+    def _bounded(self, rows: float) -> int:
+        return max(LEAST, min(int(rows), BATCH))
 
     def _mean(self, old: float | None, new: float) -> float:
         return new if old is None else old + self.WEIGHT * (new - old)

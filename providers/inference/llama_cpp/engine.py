@@ -39,6 +39,7 @@ class Sequence(Ticket):
         self.seen = 0  # rows of an image that is read in pieces
         self.made = 0
         self.cached = 0
+        self.turn = 0  # who reads before whom
         self.sampler: Sampler  # from the moment that it has a slot
 
     @property
@@ -74,9 +75,10 @@ class Engine:
             slots=slots, queue=queue, seat=self._seat, free=self._free, rest=rest, interval=interval
         )
         self._adapter: str | None = None
-        self._batch = Batch(BATCH)
+        self._batch = Batch(BATCH + slots)
         self._spare: list[tuple[Slot, int]] = []  # slots with rows that nobody asked for, and to cut them to
         self._pace = Pace()
+        self._read = 0  # rows of prompts, since the start
         self._threads = threads or Threads(1, 1)
         self._thread = threading.Thread(target=self._work, name="llama.cpp", daemon=True)
         self._thread.start()
@@ -118,6 +120,9 @@ class Engine:
         sequence.cached = keep + surplus(held)
         sequence.todo = sequence.prompt[keep:]
         sequence.sampler = Sampler(self.vocab, job.sampling, sequence.grammar)
+        # the shortest first, and the short ones as they come; but nobody lets more rows of others pass than
+        # its own prompt has
+        sequence.turn = self._read + max(len(sequence.todo), Pace.SHORT)
         slot.user = sequence
         return True
 
@@ -153,12 +158,13 @@ class Engine:
             out += [(sequence, step) for step in self._sampled(slot, sequence, first, count)]
         if not looking:  # an image's rows are not a prompt's
             self._pace.learn(time.perf_counter() - started, writers=writers, read=read)
+        self._read += read
         self.line.put(out)
 
     def _decode(self, *, hold: bool) -> int:
         """Run the batch; as `_checked` in what it returns and raises."""
         with self._threads.step(self._batch.handle.n_tokens) as threads:
-            lib.llama_set_n_threads(self.loaded.context, threads, threads)
+            self.loaded.use_threads(threads)
             self.line.flush(due=hold)
             code = self._checked(lib.llama_decode(self.loaded.context, self._batch.handle))
             lib.llama_synchronize(self.loaded.context)
@@ -209,30 +215,28 @@ class Engine:
         rows are of the prompts of others.
         """
         writers, budget = self._shares(active)
-        counts, room = {slot.number: 1 for slot, _ in active}, BATCH - writers
-        # the shortest first: it waits for nobody's long prompt, and the long one hardly notices
+        counts, room = {slot.number: 1 for slot, _ in active}, BATCH
         readers = [(slot, sequence) for slot, sequence in active if sequence.reading]
-        for slot, sequence in sorted(readers, key=lambda each: len(each[1].todo)):
+        for slot, sequence in sorted(readers, key=lambda each: each[1].turn):
             ahead = sequence.text_ahead()
-            beside = room < BATCH - writers
-            counts[slot.number] = self._pace.portion(ahead, budget, room=room, beside=beside)
+            counts[slot.number] = self._pace.portion(ahead, budget, room=room, beside=room < BATCH)
             # beside writers one long prompt a step: llama.cpp runs its graph for each length of pieces
-            hurries = self._pace.hurries(writers=writers, shortest=ahead)
+            hurries = self._pace.hurries(readers=len(readers), writers=writers, shortest=ahead)
             budget = max(0, budget - counts[slot.number]) if hurries else 0
             room -= counts[slot.number]
-        return self._rows(active, counts), writers, sum(counts.values()) - writers
+        return self._rows(active, counts, room), writers, BATCH - room
 
     def _rows(
-        self, active: list[tuple[Slot, Sequence]], counts: dict[int, int]
+        self, active: list[tuple[Slot, Sequence]], counts: dict[int, int], room: int
     ) -> list[tuple[Slot, int, int]]:
         """Put the next rows of each sequence into the batch, as few or many as by the number of its slot.
 
-        With some more that save llama.cpp runs of its graph, and are cut again when it was run.
+        With some more that save llama.cpp runs of its graph, and are cut again when it was run; `room` is how
+        many the prompts may get.
         """
         used = [slot for slot, _ in active if counts[slot.number]]
-        room = BATCH - sum(counts.values())
         extra = padding(self._may_grow(used, counts), room)
-        bridges = self.cache.between(used)[: room - sum(extra.values())]
+        bridges = self.cache.between(used)
         extra |= {slot.number: 1 for slot in bridges}
         self._batch.clear()
         self._spare.clear()

@@ -16,7 +16,7 @@ from .log import attention, attentions, complaints, last_words
 from .vision import VISION_BATCH, Vision
 from .vocab import Vocab
 
-SHORT = 512  # tokens of a context up to which flash attention pays on CPUs
+SHORT = 1024  # tokens of a context up to which flash attention pays on CPUs
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,7 @@ class Loaded:
         self.weights = Weights(path)
         self.model = self.weights.model
         self.context: Any = None
+        self.threads = threads
         self.vision: Vision | None = None
         batch = VISION_BATCH if mmproj else batch
         try:
@@ -159,6 +160,12 @@ class Loaded:
             self.refused[name] = f"{path} cannot be laid over {self.weights.path.name}: {reason}"
             log.error("adapter `%s`: %s", name, self.refused[name])
 
+    def use_threads(self, count: int) -> None:
+        """Compute on so many threads from the next decode on."""
+        if count != self.threads:
+            lib.llama_set_n_threads(self.context, count, count)
+            self.threads = count
+
     def use_adapter(self, name: str | None) -> None:
         """Lay one adapter over the model, or none, from the next decode on."""
         chosen = [self.adapters[name]] if name else []
@@ -179,7 +186,8 @@ def _context_params(total: int, *, slots: int, threads: int, batch: int) -> Any:
     params = lib.llama_context_default_params()
     params.n_ctx = total
     params.n_seq_max = slots
-    params.n_batch = params.n_ubatch = batch
+    # of prompts so many rows at once; the rows of those who write llama.cpp runs before them
+    params.n_ubatch, params.n_batch = batch, batch + slots
     params.n_threads = params.n_threads_batch = threads
     # both by measurement (benchmarks/RESULTS.md): on CPUs flash attention is faster as long as contexts are
     # short, and the slower the longer they are; and a stream for each sequence beats one unified cache

@@ -76,5 +76,5 @@ def row_of(context: object, row: int, n_vocab: int) -> Logits:
     pointer = lib.llama_get_logits_ith(context, row)
     if not pointer:
         raise RuntimeError(f"llama.cpp gave no logits for row {row}")
-    address = ctypes.cast(pointer, ctypes.c_void_p).value or 0
+    address = ctypes.addressof(pointer.contents)
     return np.frombuffer(memoryview((ctypes.c_float * n_vocab).from_address(address)), np.float32)

@@ -113,11 +113,14 @@ class Threads:
     def learn(self, seconds: float, *, rows: int, threads: int) -> None:
         """Take note of a step."""
         # a long one on one thread costs much; it is tried where short ones have shown that cores are busy
-        crowded = any(choice.used == self.few for choice in self._choices.values())
-        self._choice(rows).learn(threads, seconds / rows, curious=rows <= CHEAP or crowded)
+        curious = rows <= CHEAP or any(choice.used == self.few for choice in self._choices.values())
+        self._choice(rows).learn(threads, seconds / rows, curious=curious)
 
     def _choice(self, rows: int) -> _Choice:
-        return self._choices.setdefault(rows.bit_length(), _Choice(self.most, self.few))
+        size = round(math.log2(rows))
+        if size not in self._choices:
+            self._choices[size] = _Choice(self.most, self.few)
+        return self._choices[size]
 
     def __str__(self) -> str:
         return str(self.few) if self.few == self.most else f"{self.few} or {self.most}"
