@@ -39,12 +39,18 @@ class Sequence(Ticket):
         self.seen = 0  # rows of an image that is read in pieces
         self.made = 0
         self.cached = 0
-        self.turn = 0  # who reads before whom
+        self.since = 0  # rows of all prompts that were read before it had a slot, or before its last piece
         self.sampler: Sampler  # from the moment that it has a slot
 
     @property
     def reading(self) -> bool:
         return self.made == 0
+
+    @property
+    def turn(self) -> int:
+        """Who reads first: the shortest, and the short as they come; but between two of its pieces no prompt
+        lets more rows of others pass than it has left."""
+        return self.since + max(len(self.todo), Pace.SHORT)
 
     def sees(self) -> Tile | None:
         """The image that is to be read next, whole or the rest of it."""
@@ -120,9 +126,7 @@ class Engine:
         sequence.cached = keep + surplus(held)
         sequence.todo = sequence.prompt[keep:]
         sequence.sampler = Sampler(self.vocab, job.sampling, sequence.grammar)
-        # the shortest first, and the short ones as they come; but nobody lets more rows of others pass than
-        # its own prompt has
-        sequence.turn = self._read + max(len(sequence.todo), Pace.SHORT)
+        sequence.since = self._read
         slot.user = sequence
         return True
 
@@ -224,6 +228,8 @@ class Engine:
             hurries = self._pace.hurries(readers=len(readers), writers=writers, shortest=ahead)
             budget = max(0, budget - counts[slot.number]) if hurries else 0
             room -= counts[slot.number]
+            if counts[slot.number]:
+                sequence.since = self._read
         return self._rows(active, counts, room), writers, BATCH - room
 
     def _rows(
