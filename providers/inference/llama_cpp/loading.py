@@ -16,7 +16,7 @@ from .log import attention, attentions, complaints, last_words
 from .vision import VISION_BATCH, Vision
 from .vocab import Vocab
 
-SHORT = 1024  # tokens of a context up to which flash attention pays on CPUs
+SHORT = 512  # tokens of a context up to which flash attention pays on CPUs
 
 log = logging.getLogger(__name__)
 
