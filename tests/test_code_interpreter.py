@@ -468,11 +468,13 @@ def test_nothing_runs_between_calls(tool: CodeInterpreter, code: str) -> None:
     use(tool, do)
 
 
+# what was killed after the call before may be reaped while this one looks
 PROCESSES = """
-import os
-for pid in os.listdir('/proc'):
-    if pid.isdigit() and open(f'/proc/{pid}/stat').read().split()[2] != 'Z':
-        print(pid)
+import contextlib, os
+for pid in filter(str.isdigit, os.listdir('/proc')):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        if open(f'/proc/{pid}/stat').read().split()[2] != 'Z':
+            print(pid)
 """
 
 
