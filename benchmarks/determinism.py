@@ -83,9 +83,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=48)
     parser.add_argument("--together", type=int, default=16)
     parser.add_argument("--length", type=int, default=48, help="tokens of an answer")
+    parser.add_argument("--flash", action="store_true", help="with flash attention")
     options = parser.parse_args()
     count, together, length = options.count, options.together, options.length
-    with ours(options.model, slots=together, context=1024) as server:
+    flash = {"flash_attention": "true"} if options.flash else {}
+    with ours(options.model, slots=together, context=1024, **flash) as server:
         shown = compare(server.url, server.model, count=count, together=together, length=length)
         print(asyncio.run(shown))
 

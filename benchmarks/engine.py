@@ -48,7 +48,7 @@ class Setting:
 
     model: str
     kv: str = "per-slot"
-    flash: str = "off"  # as the provider has it on a CPU where contexts are not short
+    flash: str = "off"  # as the provider has it on CPUs
 
     def __str__(self) -> str:
         return f"{Path(self.model).stem}, {self.kv}, flash {self.flash}"

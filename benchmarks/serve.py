@@ -42,7 +42,6 @@ from benchmarks.support import (
     user,
     words,
 )
-from llama_stack_lite.providers.inference.llama_cpp.loading import SHORT
 from llama_stack_lite.providers.inference.llama_cpp.threads import cores
 
 FLOOR = "floor, no server"
@@ -66,8 +65,8 @@ class Floor:
 
     name = FLOOR
 
-    def __init__(self, model: str, *, slots: int, room: int, threads: int) -> None:
-        settings = [Setting(model, flash="on" if room <= SHORT else "off")]
+    def __init__(self, model: str, *, slots: int, room: int, threads: int, flash: bool) -> None:
+        settings = [Setting(model, flash="on" if flash else "off")]
         (self.context,) = contexts(settings, slots=slots, room=room, threads=threads).values()
 
     async def warm_up(self) -> None:
@@ -164,6 +163,8 @@ async def interleaved(
         await target.warm_up()
     found: dict[Load, list[dict[str, Figures]]] = {load: [] for load in loads}
     for load in loads:
+        for target in targets:  # unmeasured, as ours learns from the first steps of each size
+            await target.measure(load, tokens=tokens)
         end = time.monotonic() + seconds
         for number in range(rounds):
             if number and time.monotonic() > end:
@@ -216,6 +217,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 512], help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to write in each stream")
     parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--flash", action="store_true", help="flash attention for ours and the floor")
     parser.add_argument(
         "--threads",
         type=int,
@@ -237,10 +239,8 @@ async def measured(
     async with AsyncExitStack() as stack:
         targets: list[Target] = [Client(await stack.enter_async_context(server)) for server in servers]
         if options.floor:
-            slots = max(options.streams)
-            targets.append(
-                Floor(options.model, slots=slots, room=options.context, threads=options.threads or cores())
-            )
+            settings = {"slots": max(options.streams), "room": options.context, "flash": options.flash}
+            targets.append(Floor(options.model, threads=options.threads or cores(), **settings))
         return await interleaved(
             targets, loads, tokens=options.tokens, rounds=options.rounds, seconds=options.seconds
         )
@@ -254,6 +254,7 @@ def main() -> None:
         if options.ours:
             settings = {"slots": max(options.streams), "context": options.context}
             settings |= {"threads": options.threads} if options.threads else {}
+            settings |= {"flash_attention": "true"} if options.flash else {}
             servers.append(stack.enter_context(ours(options.model, **settings)))
         servers += [named(each, options.model) for each in options.url]
         if options.llama_cpp_server:

@@ -4,6 +4,8 @@ And which prompts a step reads, so that it needs few such runs, and nobody waits
 """
 
 import asyncio
+import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from llama_stack_lite.local import line
 from llama_stack_lite.local.engine import Job, Sampling, Step
 from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, WORTH_PADDING, Pace, padding
 from llama_stack_lite.providers.inference.llama_cpp.cache import PAGE, WORTH_BRIDGING, Cache, Slot
-from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
+from llama_stack_lite.providers.inference.llama_cpp.engine import Engine, Sequence
 from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
 from tests.support.waiting import until
 
@@ -302,6 +304,55 @@ def test_a_long_prompt_is_read_however_many_short_ones_come(engine: Engine) -> N
 
     # before each of its pieces, which may be small, as many rows as it has left, on average half of it
     assert asyncio.run(main()) < 900 / Pace.BULK * 450 / 120 + SLOTS
+
+
+def test_prompts_of_one_length_are_read_one_after_the_other(engine: Engine, rows: list[list[int]]) -> None:
+    """So that the first can write while the last still waits, instead of all beginning late."""
+
+    async def main() -> None:
+        await answer(engine, of_length(9, 100))
+        rows.clear()
+        await together(engine, [of_length(number, 400 + number * 5 % 8) for number in range(SLOTS)])
+
+    asyncio.run(main())
+    read = [slot for slots in rows for slot in sorted(set(slots)) if slots.count(slot) > 1]
+    assert len(read) > SLOTS
+    assert [slot for slot, _ in itertools.groupby(read)] == list(range(SLOTS))
+
+
+def test_those_who_came_together_are_all_read_at_full_speed(engine: Engine, rows: list[list[int]]) -> None:
+    """Though the first ones write meanwhile."""
+
+    async def main() -> None:
+        await answer(engine, of_length(9, 100))
+        rows.clear()
+        await together(engine, [of_length(number, 900) for number in range(4)])
+
+    asyncio.run(main())
+    reading = [slots for slots in rows if len(slots) > SLOTS]
+    assert len(reading) == math.ceil(4 * 900 / BATCH)
+    assert all(len(set(slots)) > 1 for slots in reading[900 // BATCH + 1 :]), "nobody wrote yet"
+
+
+@pytest.mark.parametrize(
+    ("came", "length", "hurries"),
+    [(2, 600, True), (2, 700, False), (4, 600, False), (4, 120, True)],
+    ids=["waited", "longer", "late", "short"],
+)
+def test_nobody_who_writes_is_stalled_by_a_prompt_that_comes_later(
+    came: int, length: int, hurries: bool
+) -> None:
+    def sequence(length: int, came: int) -> Sequence:
+        found = Sequence(Job(prompt=[1] * length, max_tokens=1), None)
+        found.came, found.length = came, found.left
+        return found
+
+    async def main() -> tuple[bool, bool]:
+        writer, reader = sequence(600, 1), sequence(length, came)
+        writer.began = 3
+        return reader.hurries([]), reader.hurries([writer])
+
+    assert asyncio.run(main()) == (True, hurries)
 
 
 def test_those_who_came_together_wait_for_each_other_the_next_time(

@@ -22,7 +22,7 @@ from llama_stack_lite.local.engine import Job, Sampling, Step
 from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, LEAST, Pace
 from llama_stack_lite.providers.inference.llama_cpp.cache import Cache, common
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine
-from llama_stack_lite.providers.inference.llama_cpp.loading import SHORT, Loaded
+from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
 from llama_stack_lite.providers.inference.llama_cpp.threads import Threads
 from tests.support.waiting import until
 
@@ -227,11 +227,13 @@ def test_the_likeliest_token_is_the_one_that_llama_cpp_finds(engine: Engine, bia
     assert (set(said(ours)) == {44}) == (bias.get(44, 0) > 0)
 
 
-@pytest.mark.parametrize(("context", "flash"), [(SHORT, True), (SHORT + 256, False)])
-def test_contexts_that_stay_short_have_flash_attention(tiny: Path, context: int, flash: bool) -> None:
-    loaded = Loaded(tiny, context=context, slots=3, threads=1, batch=BATCH)
+@pytest.mark.parametrize(
+    ("flash", "there"), [(None, lib.llama_supports_gpu_offload()), (True, True), (False, False)]
+)
+def test_flash_attention_is_for_gpus_and_whoever_asks(tiny: Path, flash: bool | None, there: bool) -> None:
+    loaded = Loaded(tiny, context=512, slots=3, threads=1, batch=BATCH, flash=flash)
     loaded.close()
-    assert ("no flash attention" not in loaded.detail) == flash, loaded.detail
+    assert ("no flash attention" not in loaded.detail) == there, loaded.detail
 
 
 def test_a_client_with_many_requests_does_not_keep_others_waiting(tiny: Path) -> None:
@@ -335,8 +337,8 @@ def test_one_who_waits_for_a_prefix_goes_on_when_its_reader_is_cancelled(engine:
 def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:
     pace = Pace()
 
-    def rows(readers: int, *, writers: int = 4, shortest: int = 2000) -> object:
-        return pace.rows(readers=readers, writers=writers, shortest=shortest)
+    def rows(readers: int, *, writers: int = 4, hurry: bool = False) -> object:
+        return pace.rows(readers=readers, writers=writers, hurry=hurry)
 
     assert rows(1, writers=0) == Pace.BULK
     pace.learn(0.064, writers=0, read=32)  # 2 ms a row
@@ -345,13 +347,9 @@ def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:
     pace.learn(0.040, writers=4, read=0)
     pace.learn(0.060, writers=5, read=0)
     assert rows(1, writers=5) == 22, "three quarters of 60 ms"
-    assert rows(2) == 60 and rows(3) == 125, "the more wait, the more they get"
-    assert rows(4) == 250, "no more write than wait"
-    assert rows(1, writers=1) == 0, "but one does not stop another"
-    assert rows(1, shortest=Pace.SHORT) == 125, "a short one is soon over"
-    assert rows(2, shortest=Pace.SHORT) == rows(2, writers=0) == 250, (
-        "several are read in as few steps as can be"
-    )
+    assert rows(2) == 60 and rows(60) == 125, "the more wait, the more they get"
+    assert rows(1, hurry=True) == 125
+    assert rows(2, hurry=True) == rows(2, writers=0) == 250, "several are read in as few steps as can be"
     for _ in range(20):
         pace.learn(0.060 + 0.004 + 0.002 * 8, writers=5, read=8)  # each piece costs 4 ms beside its rows
     assert rows(1, writers=5) == 20
@@ -366,7 +364,7 @@ def test_a_long_prompt_beside_few_writers_is_read_in_rare_long_pieces() -> None:
     pace.learn(0.064, writers=0, read=32)
     read = []
     for _ in range(4 * (Pace.RARE + 1)):
-        read.append(pace.rows(readers=1, writers=4, shortest=2000))
+        read.append(pace.rows(readers=1, writers=4))
         pace.learn(0.040 + 0.002 * read[-1], writers=4, read=read[-1])
     assert set(read) == {0, 125} and read.count(125) == 4, "fewer than one token in twenty is late"
 
@@ -376,9 +374,9 @@ def test_a_slow_model_reads_a_few_rows_in_every_step() -> None:
     pace = Pace()
     pace.learn(3.2, writers=0, read=32)
     pace.learn(0.300, writers=4, read=0)
-    assert pace.rows(readers=1, writers=4, shortest=2000) == LEAST
+    assert pace.rows(readers=1, writers=4) == LEAST
     pace.learn(10.0, writers=4, read=5)
-    assert pace.rows(readers=1, writers=4, shortest=2000) == LEAST
+    assert pace.rows(readers=1, writers=4) == LEAST
 
 
 def test_a_busy_core_is_noticed_and_its_return_too() -> None:
@@ -475,6 +473,6 @@ def test_a_slow_start_is_forgotten() -> None:
     """The first steps read the weights from the disk; later pieces are as long as steps allow by then."""
     pace = Pace()
     for seconds_a_row in [0.1] * 5 + [0.002] * 40:
-        read = pace.rows(readers=1, writers=0, shortest=2000)
+        read = pace.rows(readers=1, writers=0)
         pace.learn(read * seconds_a_row, writers=0, read=read)
-    assert pace.rows(readers=1, writers=0, shortest=2000) > 100
+    assert pace.rows(readers=1, writers=0) > 100

@@ -43,6 +43,11 @@ class LlamaCpp:
         threads: int | None = Field(
             None, ge=1, description="CPU threads; by default all cores or one less, whichever is faster"
         )
+        flash_attention: bool | None = Field(
+            None,
+            description="by default on GPUs only; on CPUs it makes short conversations faster, and answers "
+            "at temperature 0 less alike",
+        )
         adapters: dict[str, Path] = Field(
             {}, description="LoRA adapters (GGUF) by name, each served as `model:name`"
         )
@@ -102,7 +107,8 @@ class LlamaCpp:
             path, _ = files(card)
             return Encoder(card, path, context=self.config.context, threads=self.few)
         adapters = {name: path.expanduser() for name, path in self.config.adapters.items()}
-        settings = self.config.model_dump(include={"context", "slots", "queue", "stream_interval"})
+        passed = {"context", "slots", "queue", "stream_interval", "flash_attention"}
+        settings = self.config.model_dump(include=passed)
         return Writer(card, self.stack, adapters=adapters, threads=Threads(self.few, self.most), **settings)
 
     async def models(self) -> list[ModelCard]:

@@ -80,9 +80,10 @@ class Pace:
     While one long prompt is read, a step with a piece of it takes less than twice as long as one without.
     Where that leaves room for a few rows only, each of which takes several times as long as one of many,
     a long piece goes into one step of `RARE` instead: of a hundred tokens three are late, and none of the
-    others. A short prompt, or a long one's end, is over in a few steps, so they may be long; and the more
-    prompts wait, the longer, as most people then wait for these. No piece takes much more than `LONGEST`, or
-    twice that where several wait: only between steps a request can come or go.
+    others. The more prompts wait, the longer steps may be, as most people then wait for these. There is
+    hurry where a prompt, or its end, is short, so that it is over in a few steps, and where it waited while
+    those of all who write were read, which were no shorter. No piece takes much more than `LONGEST`, or twice
+    that where several wait: only between steps a request can come or go.
     """
 
     SHARE = 0.75  # of a step without prompts; the rest is for noise
@@ -101,11 +102,11 @@ class Pace:
         self.age = 0
         self.since = 0  # steps without prompts since the last piece
 
-    def rows(self, *, readers: int, writers: int, shortest: int) -> int:
-        """How many rows of prompts the next step may take; `shortest` of them has so many tokens left."""
+    def rows(self, *, readers: int, writers: int, hurry: bool = False) -> int:
+        """How many rows of prompts the next step may take; in a hurry, whoever else waits for it."""
         if self.row is None:
             return self.BULK
-        if self.hurries(readers=readers, writers=writers, shortest=shortest):
+        if hurry or writers == 0:
             # never so few that they would not show when a row has come to take less again; and of several
             # prompts twice as many, as those who start together write together, and end sooner
             seconds = self.LONGEST * (2 if readers > 1 else 1)
@@ -130,10 +131,6 @@ class Pace:
         rows = min(ahead if ahead <= budget * 1.5 else budget, room)
         few = rows < ahead and (ahead <= self.SHORT or rows < self.BULK)
         return 0 if beside and few else rows
-
-    def hurries(self, *, readers: int, writers: int, shortest: int) -> bool:
-        """Whether prompts are read at full speed: as they are soon over, or several and no more write."""
-        return writers == 0 or shortest <= self.SHORT or (readers > 1 and readers >= writers)
 
     def learn(self, seconds: float, *, writers: int, read: int) -> None:
         """Take note of a step with `read` rows of prompts."""

@@ -39,7 +39,9 @@ class Sequence(Ticket):
         self.seen = 0  # rows of an image that is read in pieces
         self.made = 0
         self.cached = 0
-        self.since = 0  # rows of all prompts that were read before it had a slot, or before its last piece
+        self.came = self.began = 0  # when it got its slot, and its first token, by the cache's clock
+        self.length = 0  # what there was `left` of its prompt when it got its slot
+        self.due = 0  # how many rows of all prompts were read, since the start, when its turn comes
         self.sampler: Sampler  # from the moment that it has a slot
 
     @property
@@ -47,10 +49,19 @@ class Sequence(Ticket):
         return self.made == 0
 
     @property
-    def turn(self) -> int:
-        """Who reads first: the shortest, and the short as they come; but between two of its pieces no prompt
-        lets more rows of others pass than it has left."""
-        return self.since + max(len(self.todo), Pace.SHORT)
+    def left(self) -> int:
+        """How much of its prompt is still to be read, in whole `SHORT`s: about as long is as long."""
+        return -(-len(self.todo) // Pace.SHORT) * Pace.SHORT
+
+    def hurries(self, writers: "list[Sequence]") -> bool:
+        """Whether its prompt is read at full speed: where it is soon over, and where it waited while theirs,
+        which were no shorter, were read."""
+        waited = [self.came < writer.began and self.length <= writer.length for writer in writers]
+        return self.left <= Pace.SHORT or all(waited)
+
+    def wait(self, read: int) -> None:
+        """Let shorter ones go first, until as many rows are read as it has left."""
+        self.due = read + self.left
 
     def sees(self) -> Tile | None:
         """The image that is to be read next, whole or the rest of it."""
@@ -126,7 +137,8 @@ class Engine:
         sequence.cached = keep + surplus(held)
         sequence.todo = sequence.prompt[keep:]
         sequence.sampler = Sampler(self.vocab, job.sampling, sequence.grammar)
-        sequence.since = self._read
+        sequence.came, sequence.length = self.cache.now(), sequence.left
+        sequence.wait(self._read)
         slot.user = sequence
         return True
 
@@ -206,11 +218,12 @@ class Engine:
                     sequence.todo, sequence.seen = sequence.todo[tile.span :], 0
         return out
 
-    def _shares(self, active: list[tuple[Slot, Sequence]]) -> tuple[int, int]:
-        """How many write already, and how many rows the others may read."""
-        ahead = [len(sequence.todo) for _, sequence in active if sequence.reading]
-        writers = len(active) - len(ahead)
-        return writers, self._pace.rows(readers=len(ahead), writers=writers, shortest=min(ahead, default=0))
+    def _shares(self, active: list[tuple[Slot, Sequence]]) -> tuple[list[Sequence], int]:
+        """Those who write already, and how many rows the others may read."""
+        readers = [sequence for _, sequence in active if sequence.reading]
+        writers = [sequence for _, sequence in active if not sequence.reading]
+        hurry = any(sequence.hurries(writers) for sequence in readers)
+        return writers, self._pace.rows(readers=len(readers), writers=len(writers), hurry=hurry)
 
     def _fill(self, active: list[tuple[Slot, Sequence]]) -> tuple[list[tuple[Slot, int, int]], int, int]:
         """Fill the batch in slot order, as separate KV streams want.
@@ -220,17 +233,16 @@ class Engine:
         """
         writers, budget = self._shares(active)
         counts, room = {slot.number: 1 for slot, _ in active}, BATCH
-        readers = [(slot, sequence) for slot, sequence in active if sequence.reading]
-        for slot, sequence in sorted(readers, key=lambda each: each[1].turn):
+        readers = sorted((each for each in active if each[1].reading), key=lambda each: each[1].due)
+        for place, (slot, sequence) in enumerate(readers, 1):
             ahead = sequence.text_ahead()
             counts[slot.number] = self._pace.portion(ahead, budget, room=room, beside=room < BATCH)
             # beside writers one long prompt a step: llama.cpp runs its graph for each length of pieces
-            hurries = self._pace.hurries(readers=len(readers), writers=writers, shortest=ahead)
-            budget = max(0, budget - counts[slot.number]) if hurries else 0
+            budget = max(0, budget - counts[slot.number]) if sequence.hurries(writers) else 0
             room -= counts[slot.number]
-            if counts[slot.number]:
-                sequence.since = self._read
-        return self._rows(active, counts, room), writers, BATCH - room
+            if counts[slot.number] and any(other.left < sequence.left for _, other in readers[place:]):
+                sequence.wait(self._read)  # its turn had come: one piece, and the shorter ones may go on
+        return self._rows(active, counts, room), len(writers), BATCH - room
 
     def _rows(
         self, active: list[tuple[Slot, Sequence]], counts: dict[int, int], room: int
@@ -312,6 +324,7 @@ class Engine:
         # a grammar masks the logits in place; probabilities are the model's own, before it
         raw = logits.copy() if wanted is not None else logits
         token = sequence.sampler.sample(self.loaded.context, row, logits)
+        sequence.began = sequence.began or self.cache.now()
         sequence.made += 1
         if token in self.vocab.ends:
             return Step(finish="stop", cached=sequence.cached)

@@ -16,8 +16,6 @@ from .log import attention, attentions, complaints, last_words
 from .vision import VISION_BATCH, Vision
 from .vocab import Vocab
 
-SHORT = 512  # tokens of a context up to which flash attention pays on CPUs
-
 log = logging.getLogger(__name__)
 
 
@@ -86,7 +84,7 @@ class Loaded:
     """A model that writes, and one context of `slots` sequences, each of `context` tokens.
 
     `vision` reads images, where there is an mmproj file; `adapters` are the LoRA adapters that could be laid
-    over it, and `refused` says why others cannot.
+    over it, and `refused` says why others cannot. `flash` attention is by default for GPUs only.
     Raises `ConfigError` where the file or the memory will not do.
     """
 
@@ -98,6 +96,7 @@ class Loaded:
         slots: int,
         threads: int,
         batch: int,
+        flash: bool | None = None,
         mmproj: Path | None = None,
         adapters: dict[str, Path] | None = None,
     ) -> None:
@@ -110,7 +109,7 @@ class Loaded:
         try:
             if self.weights.encodes:
                 raise ConfigError(f"{path} is an encoder: it makes embeddings, and cannot write")
-            self.context = self._context(context, slots=slots, threads=threads, batch=batch)
+            self.context = self._context(context, slots=slots, threads=threads, batch=batch, flash=flash)
             self.context_length: int = lib.llama_n_ctx_seq(self.context)
             self.vocab = Vocab(self.model)
             if mmproj:
@@ -136,16 +135,15 @@ class Loaded:
             self._read_adapter(name, file)
         self.detail = f"{slots} x {self.context_length} tokens, a KV stream each, {attention()}"
 
-    def _context(self, context: int, *, slots: int, threads: int, batch: int) -> Any:
+    def _context(self, context: int, *, slots: int, threads: int, batch: int, flash: bool | None) -> Any:
         wanted = min(context, self.weights.trained_context)
         lower = f"for {slots} contexts of {wanted} tokens of {self.weights.path}; lower `context` or `slots`"
         needed, free = wanted * slots * self.weights.cell(), _free_memory()
         if free is not None and needed > free:
             raise ConfigError(f"{format_size(needed)} are needed and {format_size(free)} are free {lower}")
         attentions.clear()
-        found = lib.llama_init_from_model(
-            self.model, _context_params(wanted * slots, slots=slots, threads=threads, batch=batch)
-        )
+        params = _context_params(wanted * slots, slots=slots, threads=threads, batch=batch, flash=flash)
+        found = lib.llama_init_from_model(self.model, params)
         if not found:
             raise ConfigError(f"no memory {lower} ({last_words()})")
         return found
@@ -182,17 +180,18 @@ class Loaded:
         self.weights.close()
 
 
-def _context_params(total: int, *, slots: int, threads: int, batch: int) -> Any:
+def _context_params(total: int, *, slots: int, threads: int, batch: int, flash: bool | None) -> Any:
     params = lib.llama_context_default_params()
     params.n_ctx = total
     params.n_seq_max = slots
     # of prompts so many rows at once; the rows of those who write llama.cpp runs before them
     params.n_ubatch, params.n_batch = batch, batch + slots
     params.n_threads = params.n_threads_batch = threads
-    # both by measurement (benchmarks/RESULTS.md): on CPUs flash attention is faster as long as contexts are
-    # short, and the slower the longer they are; and a stream for each sequence beats one unified cache
-    flash = lib.llama_supports_gpu_offload() or total <= slots * SHORT
-    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO if flash else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    # both by measurement (benchmarks/RESULTS.md): flash attention on CPUs rounds differently for one row, for
+    # few and for many, so that answers change with what is cached, and it gets slow in long conversations;
+    # and a stream for each sequence beats one unified cache
+    on = lib.llama_supports_gpu_offload() if flash is None else flash
+    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_AUTO if on else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     params.kv_unified = False
     params.no_perf = True
     return params

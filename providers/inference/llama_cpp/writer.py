@@ -34,6 +34,7 @@ class Writer:
         slots: int,
         queue: int,
         stream_interval: float,
+        flash_attention: bool | None,
         threads: Threads,
         adapters: dict[str, Path],
     ) -> None:
@@ -44,21 +45,13 @@ class Writer:
             slots=slots,
             threads=threads.few,
             batch=BATCH,
+            flash=flash_attention,
             mmproj=mmproj,
             adapters=adapters,
         )
         vocab, self.refused = loaded.vocab, loaded.refused
         self.memory, self.detail = loaded.size, f"{loaded.detail}, threads: {threads}"
-        try:
-            template = ChatTemplate(
-                loaded.weights.chat_template(),
-                bos=vocab.bos_text,
-                eos=vocab.eos_text,
-                specials=vocab.specials,
-            )
-        except ConfigError:
-            loaded.close()
-            raise
+        template = _template(loaded)
         self.card = described(card, loaded.weights, context=loaded.context_length, sees=mmproj is not None)
         self.engine = Engine(loaded, slots=slots, queue=queue, interval=stream_interval, threads=threads)
         self.served = {
@@ -86,6 +79,17 @@ class Writer:
 
     def close(self) -> None:
         self.engine.close()
+
+
+def _template(loaded: Loaded) -> ChatTemplate:
+    vocab = loaded.vocab
+    try:
+        return ChatTemplate(
+            loaded.weights.chat_template(), bos=vocab.bos_text, eos=vocab.eos_text, specials=vocab.specials
+        )
+    except ConfigError:
+        loaded.close()
+        raise
 
 
 def files(card: ModelCard) -> tuple[Path, Path | None]:
