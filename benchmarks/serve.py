@@ -123,7 +123,7 @@ def llama_cpp_server(python: str, options: argparse.Namespace) -> Iterator[Serve
         "port": port,
         "n_ctx": options.context,
         "interrupt_requests": False,
-        "flash_attn": True,
+        "flash_attn": options.flash,
         "verbose": False,
     }
     if options.threads:
@@ -217,7 +217,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 512], help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens to write in each stream")
     parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--flash", action="store_true", help="flash attention for ours and the floor")
+    parser.add_argument("--flash", action="store_true", help="flash attention for all that is started here")
     parser.add_argument(
         "--threads",
         type=int,
