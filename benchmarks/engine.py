@@ -1,7 +1,8 @@
 """The floor under a server: how fast llama.cpp itself goes in this process, with no server and no event loop.
 
 The same sequences are read and written through one `llama_batch` in lockstep, for each layout of the KV
-cache and each setting of flash attention asked for; with `--rows` the time of a single step by its rows.
+cache and each setting of flash attention asked for; with `--rows` the time of a single step by its rows,
+with `--pieces` the time of a prompt by the rows that are read at once.
 Settings take turns in every round, and the medians are shown with their ratios to the first.
 
     python -m benchmarks.engine smollm2-135m --kv per-slot unified --flash auto off
@@ -38,6 +39,8 @@ FLASH = {
     "off": lib.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PROMPT = 512  # tokens of a prompt that is read in pieces
+CUTS = (256, 192, 160, 128, 112, 96, 64)
 BESIDE = 4  # sequences that write beside a prompt, in the steps that do both
 PIECES = ([60, 60, 60, 60], [57, 58, 59, 60])  # rows of several prompts, of one length and of about one
 
@@ -121,15 +124,15 @@ class Context:
             "reading tok/s": streams * prompt / (read - began),
         }
 
-    def _read(self, prompts: list[Ids], chains: list[Any]) -> Ids:
-        """The first token after each of some prompts of one length, which are read in full batches."""
+    def _read(self, prompts: list[Ids], chains: list[Any], rows: int = BATCH) -> Ids:
+        """The first token after each of some prompts of one length, read so many rows at once."""
         length = len(prompts[0])
         tokens = np.concatenate(prompts)
         slots, positions = np.divmod(np.arange(len(tokens), dtype=np.int32), np.int32(length))
         outputs = positions == length - 1
         first = np.zeros(len(prompts), dtype=np.int32)
-        for start in range(0, len(tokens), BATCH):
-            part = slice(start, start + BATCH)
+        for start in range(0, len(tokens), rows):
+            part = slice(start, start + rows)
             self.fill(tokens[part], positions[part], slots[part], outputs[part])
             self.decode()
             for row in np.flatnonzero(outputs[part]):
@@ -144,6 +147,16 @@ class Context:
         self.decode()
         chosen = [lib.llama_sampler_sample(chain, self.handle, row) for row, chain in enumerate(chains)]
         return np.array(chosen, dtype=np.int32)
+
+    def cut(self, rows: int) -> float:
+        """Milliseconds to read a prompt, so many rows at once."""
+        chain = _greedy()
+        self.clear()
+        began = self.clock()
+        self._read([self.prompt(PROMPT)], [chain], rows)
+        taken = self.clock() - began
+        lib.llama_sampler_free(chain)
+        return 1e3 * taken
 
     # ------------------------------------------------------------ single steps
 
@@ -241,6 +254,13 @@ def single(context: Context, counts: Sequence[int]) -> Iterator[tuple[str, float
             yield f"{' + '.join(map(str, lengths))} of prompts", context.pieces(lengths)
 
 
+def cuts(context: Context, counts: Sequence[int]) -> Iterator[tuple[str, float]]:
+    """Milliseconds of a prompt in pieces."""
+    context.cut(BATCH)  # unmeasured
+    for rows in counts:
+        yield f"{PROMPT} of a prompt, {rows} at once", context.cut(rows)
+
+
 def whole(context: Context, options: argparse.Namespace) -> Iterator[tuple[str, float]]:
     """Tokens a second of every load."""
     for streams, prompt in itertools.product(options.streams, options.prompts):
@@ -280,6 +300,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rows", nargs="*", type=int, metavar="N", help=f"milliseconds of single steps, of {ROWS} rows"
     )
+    parser.add_argument(
+        "--pieces", nargs="*", type=int, metavar="N", help=f"milliseconds of a prompt, {CUTS} rows at once"
+    )
     parser.add_argument("--depth", type=int, default=500, help="tokens that each slot holds in these steps")
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--prompts", nargs="+", type=int, default=[64, 512], help="tokens of a prompt")
@@ -298,14 +321,17 @@ def main() -> None:
         context.clock = time.thread_time if options.cpu_time else time.perf_counter
         if options.rows is not None:
             context.deepen(options.depth)
-    steps = partial(single, counts=options.rows or ROWS)
-    figures = partial(whole, options=options) if options.rows is None else steps
+    figures = partial(whole, options=options)
+    if options.rows is not None:
+        figures = partial(single, counts=options.rows or ROWS)
+    elif options.pieces is not None:
+        figures = partial(cuts, counts=options.pieces or CUTS)
     results = measure(found, figures, rounds=options.rounds)
     for context in found.values():
         context.close()
     print(machine("llama-cpp-python"))
     print(f"{options.threads} threads, medians of {options.rounds} rounds\n")
-    title = "streams x prompt" if options.rows is None else "ms of a step"
+    title = "streams x prompt" if options.rows is options.pieces is None else "ms"
     print(table([title, *found], [[what, *compared(by_name)] for what, by_name in results.items()]))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import pytest
 
 from llama_stack_lite.local import line
 from llama_stack_lite.local.engine import Job, Sampling, Step
-from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, WORTH_PADDING, Pace, padding
-from llama_stack_lite.providers.inference.llama_cpp.cache import PAGE, WORTH_BRIDGING, Cache, Slot
+from llama_stack_lite.providers.inference.llama_cpp.batch import BATCH, PAGE, WORTH_PADDING, Pace, padding
+from llama_stack_lite.providers.inference.llama_cpp.cache import WORTH_BRIDGING, Cache, Slot
 from llama_stack_lite.providers.inference.llama_cpp.engine import Engine, Sequence
 from llama_stack_lite.providers.inference.llama_cpp.loading import Loaded
 from tests.support.waiting import until
@@ -237,15 +238,28 @@ def test_no_row_is_added_where_the_slot_would_be_full(engine: Engine) -> None:
         assert steps[-1].finish == "length" and steps[0].cached == length - ahead
 
 
-def test_a_short_prompt_is_not_begun_beside_others() -> None:
-    pace = Pace()
-    assert pace.portion(60, 200, room=200, beside=True) == 60
-    assert pace.portion(60, 55, room=200, beside=True) == 60, "its end is not put off for a few tokens"
-    assert pace.portion(60, 20, room=20, beside=True) == 0
-    assert pace.portion(60, 20, room=20, beside=False) == 20
-    assert pace.portion(2000, 20, room=20, beside=True) == 0
-    assert pace.portion(2000, 100, room=100, beside=True) == 100
-    assert pace.portion(2000, 4, room=200, beside=False) == 4
+def test_no_prompt_is_begun_beside_others_that_does_not_end_there() -> None:
+    """llama.cpp runs its graph for each length of pieces."""
+    portion = partial(Pace().portion, start=0)
+    assert portion(60, 200, room=200, beside=True) == 60
+    assert portion(60, 50, room=200, beside=True) == 60, "its end is not put off for a few tokens"
+    assert portion(60, 20, room=20, beside=True) == 0
+    assert portion(60, 20, room=20, beside=False) == 20
+    assert portion(2000, 20, room=20, beside=True) == 0
+    assert portion(2000, 100, room=100, beside=True) == 0
+    assert portion(2000, 100, room=100, beside=False) == 100
+    assert portion(2000, 4, room=200, beside=False) == 4
+
+
+@pytest.mark.parametrize(
+    ("start", "rows", "end"),
+    [(0, 256, 256), (3, 256, 256), (100, 256, 256), (200, 256, 456), (128, 128, 256), (131, 128, 256)],
+)
+def test_no_page_of_the_cache_is_begun_for_a_few_tokens(start: int, rows: int, end: int) -> None:
+    """llama.cpp would look through all of it for each row of the piece."""
+    portion = partial(Pace().portion, start=start, room=BATCH, beside=False)
+    assert start + portion(2000, rows) == end
+    assert start + portion(rows, rows) == start + rows, "but for a prompt's end"
 
 
 # ---------------------------------------------------------------- who reads when
@@ -321,7 +335,7 @@ def test_prompts_of_one_length_are_read_one_after_the_other(engine: Engine, rows
 
 
 def test_those_who_came_together_are_all_read_at_full_speed(engine: Engine, rows: list[list[int]]) -> None:
-    """Though the first ones write meanwhile."""
+    """One after the other, though the first ones write meanwhile."""
 
     async def main() -> None:
         await answer(engine, of_length(9, 100))
@@ -330,7 +344,7 @@ def test_those_who_came_together_are_all_read_at_full_speed(engine: Engine, rows
 
     asyncio.run(main())
     reading = [slots for slots in rows if len(slots) > SLOTS]
-    assert len(reading) == math.ceil(4 * 900 / BATCH)
+    assert len(reading) == 4 * math.ceil(900 / BATCH)
     assert all(len(set(slots)) > 1 for slots in reading[900 // BATCH + 1 :]), "nobody wrote yet"
 
 

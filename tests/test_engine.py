@@ -342,14 +342,14 @@ def test_a_long_prompt_gets_as_much_of_a_step_as_writing_does() -> None:
 
     assert rows(1, writers=0) == Pace.BULK
     pace.learn(0.064, writers=0, read=32)  # 2 ms a row
-    assert rows(1, writers=0) == 125, "no piece takes longer than 250 ms"
+    assert rows(1, writers=0) == 128, "no piece takes much longer than 250 ms"
     assert rows(1) == 0, "one step without prompts shows what it takes"
     pace.learn(0.040, writers=4, read=0)
     pace.learn(0.060, writers=5, read=0)
     assert rows(1, writers=5) == 22, "three quarters of 60 ms"
     assert rows(2) == 60 and rows(60) == 125, "the more wait, the more they get"
-    assert rows(1, hurry=True) == 125
-    assert rows(2, hurry=True) == rows(2, writers=0) == 250, "several are read in as few steps as can be"
+    assert rows(1, hurry=True) == 128
+    assert rows(2, hurry=True) == rows(2, writers=0) == 256, "several are read in as few steps as can be"
     for _ in range(20):
         pace.learn(0.060 + 0.004 + 0.002 * 8, writers=5, read=8)  # each piece costs 4 ms beside its rows
     assert rows(1, writers=5) == 20

@@ -1,6 +1,7 @@
 """A `llama_batch` over numpy arrays, and how many rows of prompts a step may take."""
 
 import ctypes
+import math
 from typing import Any, Literal
 
 import llama_cpp.llama_cpp as lib
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BATCH = 256  # rows of prompts in one step, at most; a row of every other slot comes besides
+PAGE = 256  # tokens of the cache: llama.cpp rounds up to as many what it attends to
 LEAST = 4  # rows of prompts that a step takes, however slow it is
 WORTH_PADDING = 8  # rows; as many take less than to run the graph once more
 
@@ -74,6 +76,15 @@ def padding(lengths: dict[int, int], room: int) -> dict[int, int]:
     return added
 
 
+def _even(rows: float) -> float:
+    """The nearest power of two.
+
+    llama.cpp looks through whole pages of its cache: a prompt takes 3 % longer in pieces of 128 rows
+    than of 256, in others between them 4 to 10 (`python -m benchmarks.engine --pieces`).
+    """
+    return 2.0 ** round(math.log2(rows))
+
+
 class Pace:
     """Learns what a step takes, so that reading prompts does not stall those who wait for their next token.
 
@@ -110,7 +121,7 @@ class Pace:
             # never so few that they would not show when a row has come to take less again; and of several
             # prompts twice as many, as those who start together write together, and end sooner
             seconds = self.LONGEST * (2 if readers > 1 else 1)
-            return self._bounded(max(self.BULK, seconds / self.row))
+            return self._bounded(_even(max(self.BULK, seconds / self.row)))
         if writers not in self.writing or self.age >= self.FRESH:
             return 0
         share = self.writing[writers] * self.SHARE
@@ -123,14 +134,17 @@ class Pace:
             rows = many
         return self._bounded(rows)
 
-    def portion(self, ahead: int, budget: int, *, room: int, beside: bool) -> int:
-        """How many of the rows that a prompt has `ahead` go into a step; few have none `beside` others.
+    def portion(self, ahead: int, budget: int, *, start: int, room: int, beside: bool) -> int:
+        """How many of the rows that a prompt has `ahead` go into a step; `beside` others all of them or none.
 
-        llama.cpp would run its graph for them alone. A prompt's end is not put off for a few tokens.
+        llama.cpp runs its graph for each length of pieces. A prompt's end is not put off for few tokens, and
+        no page of the cache is begun for few; `start` is where they will be.
         """
-        rows = min(ahead if ahead <= budget * 1.5 else budget, room)
-        few = rows < ahead and (ahead <= self.SHORT or rows < self.BULK)
-        return 0 if beside and few else rows
+        rows = min(ahead if ahead <= budget * 1.25 else budget, room)
+        if rows < ahead:
+            over = (start + rows) % PAGE
+            rows -= over if over < rows / 2 else 0
+        return 0 if beside and rows < ahead else rows
 
     def learn(self, seconds: float, *, writers: int, read: int) -> None:
         """Take note of a step with `read` rows of prompts."""

@@ -7,11 +7,10 @@ from typing import Any
 import llama_cpp.llama_cpp as lib
 import numpy as np
 
-from .batch import Ids
+from .batch import PAGE, Ids
 
 REWRITTEN = 80  # tokens at the end of a slot that may be lost to a prompt that shares the rest
 WORTH_COPYING = 32  # tokens; a copy moves the whole slot, which takes as long as reading about so many
-PAGE = 256  # tokens: llama.cpp rounds up to as many what it attends to
 WORTH_BRIDGING = 4  # slots; a row for each takes less than to run the graph once more
 
 

@@ -235,10 +235,10 @@ class Engine:
         counts, room = {slot.number: 1 for slot, _ in active}, BATCH
         readers = sorted((each for each in active if each[1].reading), key=lambda each: each[1].due)
         for place, (slot, sequence) in enumerate(readers, 1):
-            ahead = sequence.text_ahead()
-            counts[slot.number] = self._pace.portion(ahead, budget, room=room, beside=room < BATCH)
-            # beside writers one long prompt a step: llama.cpp runs its graph for each length of pieces
-            budget = max(0, budget - counts[slot.number]) if sequence.hurries(writers) else 0
+            counts[slot.number] = self._pace.portion(
+                sequence.text_ahead(), budget, start=slot.length, room=room, beside=room < BATCH
+            )
+            budget = max(0, budget - counts[slot.number])
             room -= counts[slot.number]
             if counts[slot.number] and any(other.left < sequence.left for _, other in readers[place:]):
                 sequence.wait(self._read)  # its turn had come: one piece, and the shorter ones may go on
