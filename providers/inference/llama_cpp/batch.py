@@ -94,7 +94,7 @@ class Pace:
     others. The more prompts wait, the longer steps may be, as most people then wait for these. There is
     hurry where a prompt, or its end, is short, so that it is over in a few steps, and where it waited while
     those of all who write were read, which were no shorter. No piece takes much more than `LONGEST`, or twice
-    that where several wait: only between steps a request can come or go.
+    that beside others: only between steps a request can come or go.
     """
 
     SHARE = 0.75  # of a step without prompts; the rest is for noise
@@ -118,9 +118,9 @@ class Pace:
         if self.row is None:
             return self.BULK
         if hurry or writers == 0:
-            # never so few that they would not show when a row has come to take less again; and of several
-            # prompts twice as many, as those who start together write together, and end sooner
-            seconds = self.LONGEST * (2 if readers > 1 else 1)
+            # never so few that they would not show when a row has come to take less again; and of one that is
+            # not alone twice as many, as those who start together write together, and end sooner
+            seconds = self.LONGEST * (2 if readers + writers > 1 else 1)
             return self._bounded(_even(max(self.BULK, seconds / self.row)))
         if writers not in self.writing or self.age >= self.FRESH:
             return 0
