@@ -2,7 +2,7 @@
 
 The same sequences are read and written through one `llama_batch` in lockstep, for each layout of the KV
 cache and each setting of flash attention asked for; with `--rows` the time of a single step by its rows,
-with `--pieces` the time of a prompt by the rows that are read at once.
+with `--cuts` the time of a prompt by the rows that are read at once.
 Settings take turns in every round, and the medians are shown with their ratios to the first.
 
     python -m benchmarks.engine smollm2-135m --kv per-slot unified --flash auto off
@@ -148,24 +148,24 @@ class Context:
         chosen = [lib.llama_sampler_sample(chain, self.handle, row) for row, chain in enumerate(chains)]
         return np.array(chosen, dtype=np.int32)
 
+    def _read_one(self, length: int, rows: int = BATCH) -> None:
+        """Let the first slot hold a prompt, and the others nothing."""
+        self.clear()
+        self._read([self.prompt(length)], [chain := _greedy()], rows)
+        lib.llama_sampler_free(chain)
+
     def cut(self, rows: int) -> float:
         """Milliseconds to read a prompt, so many rows at once."""
-        chain = _greedy()
-        self.clear()
         began = self.clock()
-        self._read([self.prompt(PROMPT)], [chain], rows)
-        taken = self.clock() - began
-        lib.llama_sampler_free(chain)
-        return 1e3 * taken
+        self._read_one(PROMPT, rows)
+        return 1e3 * (self.clock() - began)
 
     # ------------------------------------------------------------ single steps
 
     def deepen(self, depth: int) -> None:
         """Let every slot hold so many tokens: one is read, the others get a copy with cells of their own."""
         self.depth = depth
-        self.clear()
-        self._read([self.prompt(depth)], [chain := _greedy()])
-        lib.llama_sampler_free(chain)
+        self._read_one(depth)
         size = lib.llama_state_seq_get_size(self.handle, 0)
         state = (ctypes.c_uint8 * size)()
         lib.llama_state_seq_get_data(self.handle, state, size, 0)
@@ -297,11 +297,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", default=["smollm2-135m"], help="names, or GGUF files")
     parser.add_argument("--kv", nargs="+", choices=["per-slot", "unified"], default=["per-slot"])
     parser.add_argument("--flash", nargs="+", choices=list(FLASH), default=["off"])
-    parser.add_argument(
+    steps = parser.add_mutually_exclusive_group()
+    steps.add_argument(
         "--rows", nargs="*", type=int, metavar="N", help=f"milliseconds of single steps, of {ROWS} rows"
     )
-    parser.add_argument(
-        "--pieces", nargs="*", type=int, metavar="N", help=f"milliseconds of a prompt, {CUTS} rows at once"
+    steps.add_argument(
+        "--cuts", nargs="*", type=int, metavar="N", help=f"milliseconds of a prompt, {CUTS} rows at once"
     )
     parser.add_argument("--depth", type=int, default=500, help="tokens that each slot holds in these steps")
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 4, 16])
@@ -324,14 +325,14 @@ def main() -> None:
     figures = partial(whole, options=options)
     if options.rows is not None:
         figures = partial(single, counts=options.rows or ROWS)
-    elif options.pieces is not None:
-        figures = partial(cuts, counts=options.pieces or CUTS)
+    elif options.cuts is not None:
+        figures = partial(cuts, counts=options.cuts or CUTS)
     results = measure(found, figures, rounds=options.rounds)
     for context in found.values():
         context.close()
     print(machine("llama-cpp-python"))
     print(f"{options.threads} threads, medians of {options.rounds} rounds\n")
-    title = "streams x prompt" if options.rows is options.pieces is None else "ms"
+    title = "streams x prompt" if options.rows is options.cuts is None else "ms"
     print(table([title, *found], [[what, *compared(by_name)] for what, by_name in results.items()]))
     if options.json:
         options.json.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -80,7 +80,7 @@ def _even(rows: float) -> float:
     """The nearest power of two.
 
     llama.cpp looks through whole pages of its cache: a prompt takes 3 % longer in pieces of 128 rows
-    than of 256, in others between them 4 to 10 (`python -m benchmarks.engine --pieces`).
+    than of 256, in shorter ones or others 4 to 10 (`python -m benchmarks.engine --cuts`).
     """
     return 2.0 ** round(math.log2(rows))
 
