@@ -3,6 +3,7 @@
 Streaming chat completions of random prompts, 1, 4 and 16 at once, asked of several servers in turn: ours,
 `llama_cpp.server`, any other by its address, and the floor of `engine.py`, which is no server at all. Each
 round begins with another one; a figure is the median of its rounds, a ratio the median of their ratios.
+No answer may end before it has all its tokens: a `logit_bias` forbids the tokens that would end it.
 
     python -m benchmarks.serve --ours --floor --llama-cpp-server --python other/bin/python
     python -m benchmarks.serve --ours --url llama.cpp=http://127.0.0.1:8080/v1
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -42,7 +43,9 @@ from benchmarks.support import (
     user,
     words,
 )
+from llama_stack_lite.providers.inference.llama_cpp.loading import Weights
 from llama_stack_lite.providers.inference.llama_cpp.threads import cores
+from llama_stack_lite.providers.inference.llama_cpp.vocab import Vocab
 
 FLOOR = "floor, no server"
 ONE_BY_ONE = "llama_cpp.server"  # serves one request at a time: slow under many streams
@@ -84,10 +87,11 @@ def prompt_of(count: int) -> list[JsonObject]:
 
 
 class Client:
-    """A server under load."""
+    """A server under load; `ends` are the tokens that would end an answer."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, ends: Iterable[int]) -> None:
         self.server, self.name = server, server.name
+        self.bias = {str(token): -100 for token in ends}
         self.besides = 0  # tokens of a prompt that are not its words
 
     async def warm_up(self) -> None:
@@ -96,8 +100,9 @@ class Client:
     async def measure(self, load: Load, *, tokens: int) -> Figures:
         streams, prompt = load
         prompts = [prompt_of(max(1, prompt - self.besides)) for _ in range(streams)]
+        options: JsonObject = {"max_tokens": tokens, "logit_bias": self.bias}
         began = time.perf_counter()
-        answers = await asyncio.gather(*[self.server.stream(each, max_tokens=tokens) for each in prompts])
+        answers = await asyncio.gather(*[self.server.stream(each, **options) for each in prompts])
         taken = max(answer.ended for answer in answers) - began
         first = [1e3 * answer.first for answer in answers]
         between = [1e3 * gap for answer in answers for gap in gaps(answer.arrivals)]
@@ -111,6 +116,14 @@ class Client:
             "tokens": statistics.mean(written),
             "cached": statistics.mean(answer.cached for answer in answers),
         }
+
+
+def ends_of(model: str) -> frozenset[int]:
+    """The tokens with which a model ends its answers."""
+    weights = Weights(gguf(model), vocab_only=True)
+    ends: frozenset[int] = Vocab(weights.model).ends
+    weights.close()
+    return ends
 
 
 @contextmanager
@@ -236,8 +249,9 @@ async def measured(
     options: argparse.Namespace, servers: list[Server]
 ) -> dict[Load, list[dict[str, Figures]]]:
     loads = list(itertools.product(options.streams, options.prompts))
+    ends = ends_of(options.model)
     async with AsyncExitStack() as stack:
-        targets: list[Target] = [Client(await stack.enter_async_context(server)) for server in servers]
+        targets: list[Target] = [Client(await stack.enter_async_context(server), ends) for server in servers]
         if options.floor:
             settings = {"slots": max(options.streams), "room": options.context, "flash": options.flash}
             targets.append(Floor(options.model, threads=options.threads or cores(), **settings))

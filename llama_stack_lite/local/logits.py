@@ -1,4 +1,6 @@
-"""What every sampler does with logits: a grammar's mask before the choice, log-probabilities after it."""
+"""What every sampler does with logits: a mask and a bias before the choice, log-probabilities after it."""
+
+from collections.abc import Mapping
 
 import llguidance
 import numpy as np
@@ -15,6 +17,13 @@ def mask(logits: Logits, matcher: llguidance.LLMatcher) -> None:
     allowed = np.unpackbits(bits, bitorder="little")[: len(logits)]
     logits[: len(allowed)][allowed == 0] = -np.inf
     logits[len(allowed) :] = -np.inf
+
+
+def add_bias(logits: Logits, bias: Mapping[int, float]) -> None:
+    """Add, in place, to the logits of some tokens; those that the model does not have are left out."""
+    for token, more in bias.items():
+        if token < len(logits):
+            logits[token] += more
 
 
 def accept(token: int, matcher: llguidance.LLMatcher) -> None:

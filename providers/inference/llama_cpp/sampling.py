@@ -1,4 +1,4 @@
-"""How the next token is chosen: llama.cpp's sampler chain, under a grammar's mask."""
+"""How the next token is chosen: llama.cpp's sampler chain, after a grammar's mask and the request's bias."""
 
 import ctypes
 
@@ -7,30 +7,32 @@ import llguidance
 import numpy as np
 
 from llama_stack_lite.local.engine import Sampling
-from llama_stack_lite.local.logits import Logits, accept, mask
+from llama_stack_lite.local.logits import Logits, accept, add_bias, mask
 
 from .vocab import Vocab
 
 
 class Sampler:
-    """A sampler chain in llama.cpp's own order, and the grammar's mask before it."""
+    """A sampler chain in llama.cpp's own order; the grammar's mask and the bias before it."""
 
     def __init__(self, vocab: Vocab, sampling: Sampling, matcher: llguidance.LLMatcher | None) -> None:
         self.vocab = vocab
         self.matcher = matcher
+        self.bias = sampling.logit_bias
         # what llama.cpp finds too, after it has made a list of all logits: ten times as slow
-        self.highest = sampling.greedy and not sampling.logit_bias and not sampling.penalizes
+        self.highest = sampling.greedy and not sampling.penalizes
         self.chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
         for part in _parts(vocab.size, sampling):
             lib.llama_sampler_chain_add(self.chain, part)
 
     def sample(self, context: object, row: int, logits: Logits) -> int:
-        """Choose from the logits of an output row; masks them in place where a grammar is set.
+        """Choose from the logits of an output row, which a grammar or a bias changes in place.
 
         Raises as `accept` does.
         """
         if self.matcher is not None:
             mask(logits, self.matcher)
+        add_bias(logits, self.bias)
         token: int = (
             int(logits.argmax()) if self.highest else lib.llama_sampler_sample(self.chain, context, row)
         )
@@ -49,10 +51,6 @@ class Sampler:
 
 def _parts(n_vocab: int, s: Sampling) -> list[object]:
     parts: list[object] = []
-    if s.logit_bias:
-        entries = [lib.llama_logit_bias(token, bias) for token, bias in s.logit_bias.items()]
-        array = (lib.llama_logit_bias * len(entries))(*entries)
-        parts.append(lib.llama_sampler_init_logit_bias(n_vocab, len(entries), array))
     if s.penalizes:
         parts.append(
             lib.llama_sampler_init_penalties(

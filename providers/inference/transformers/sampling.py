@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_stack_lite.local.engine import Sampling
-from llama_stack_lite.local.logits import Logits, accept, mask
+from llama_stack_lite.local.logits import Logits, accept, add_bias, mask
 
 Tokens = NDArray[np.intp]
 
@@ -41,9 +41,7 @@ class Sampler:
 
     def _weigh(self, logits: Logits) -> None:
         s = self.sampling
-        for token, bias in s.logit_bias.items():
-            if token < len(logits):
-                logits[token] += bias
+        add_bias(logits, s.logit_bias)
         if not s.penalizes:
             return
         for token, count in Counter(self._recent).items():
