@@ -21,14 +21,12 @@ from pydoc_data.topics import topics
 import numpy as np
 
 from benchmarks.engine import Context, Ids, Setting, contexts, measure, measured_by
-from benchmarks.support import Figures, gguf, machine, table
+from benchmarks.support import Figures, gguf, machine, table, vocabulary
 from llama_stack_lite.errors import NotFound
 from llama_stack_lite.local.logits import logprobs
 from llama_stack_lite.models import card, format_size
-from llama_stack_lite.providers.inference.llama_cpp.loading import Weights
 from llama_stack_lite.providers.inference.llama_cpp.quantizing import quantize
 from llama_stack_lite.providers.inference.llama_cpp.sampling import row_of
-from llama_stack_lite.providers.inference.llama_cpp.vocab import Vocab
 
 WINDOW = 512  # tokens: of the prompt that is timed, and of a window of the perplexity
 SHORT = 64  # tokens of each prompt where several sequences write
@@ -86,9 +84,8 @@ def perplexity(context: Context, tokens: Ids, *, windows: int) -> float:
 
 def tokens_of(path: Path, count: int) -> Ids:
     """So many tokens of the text, in the model's own vocabulary."""
-    weights = Weights(path, vocab_only=True)
-    tokens = Vocab(weights.model).tokens_of(TEXT, special=False)
-    weights.close()
+    with vocabulary(path) as vocab:
+        tokens = vocab.tokens_of(TEXT, special=False)
     if len(tokens) < count:
         raise SystemExit(f"the text has {len(tokens) // WINDOW} windows")
     return np.array(tokens[:count], dtype=np.int32)

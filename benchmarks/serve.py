@@ -41,11 +41,10 @@ from benchmarks.support import (
     system,
     table,
     user,
+    vocabulary,
     words,
 )
-from llama_stack_lite.providers.inference.llama_cpp.loading import Weights
 from llama_stack_lite.providers.inference.llama_cpp.threads import cores
-from llama_stack_lite.providers.inference.llama_cpp.vocab import Vocab
 
 FLOOR = "floor, no server"
 ONE_BY_ONE = "llama_cpp.server"  # serves one request at a time: slow under many streams
@@ -116,14 +115,6 @@ class Client:
             "tokens": statistics.mean(written),
             "cached": statistics.mean(answer.cached for answer in answers),
         }
-
-
-def ends_of(model: str) -> frozenset[int]:
-    """The tokens with which a model ends its answers."""
-    weights = Weights(gguf(model), vocab_only=True)
-    ends: frozenset[int] = Vocab(weights.model).ends
-    weights.close()
-    return ends
 
 
 @contextmanager
@@ -249,7 +240,8 @@ async def measured(
     options: argparse.Namespace, servers: list[Server]
 ) -> dict[Load, list[dict[str, Figures]]]:
     loads = list(itertools.product(options.streams, options.prompts))
-    ends = ends_of(options.model)
+    with vocabulary(gguf(options.model)) as vocab:
+        ends = vocab.ends
     async with AsyncExitStack() as stack:
         targets: list[Target] = [Client(await stack.enter_async_context(server), ends) for server in servers]
         if options.floor:

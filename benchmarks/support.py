@@ -23,7 +23,9 @@ import h11
 
 from llama_stack_lite.api.models import ModelCard
 from llama_stack_lite.models import card, paths
+from llama_stack_lite.providers.inference.llama_cpp.loading import Weights
 from llama_stack_lite.providers.inference.llama_cpp.quantizing import prepared
+from llama_stack_lite.providers.inference.llama_cpp.vocab import Vocab
 
 Figures = dict[str, float]
 JsonObject = dict[str, Any]
@@ -63,6 +65,16 @@ def gguf(model: str) -> Path:
     source = next(path for name, path in paths(found).items() if name.endswith(".gguf"))
     file: Path = prepared(found, source)
     return file
+
+
+@contextmanager
+def vocabulary(path: Path) -> Iterator[Vocab]:
+    """The tokenizer inside a GGUF, without its weights."""
+    weights = Weights(path, vocab_only=True)
+    try:
+        yield Vocab(weights.model)
+    finally:
+        weights.close()
 
 
 # ---------------------------------------------------------------- servers
